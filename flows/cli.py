@@ -1,0 +1,282 @@
+"""The command line, ``prefect-cytotable``: convert, plan, presets, demo, server.
+
+Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prefect_cytotable.flows import server
+from prefect_cytotable.flows.convert import convert, plan
+from prefect_cytotable.tasks.core.errors import (
+    ArgumentError,
+    CytotableError,
+    PresetError,
+    SourceNotFoundError,
+    UnknownArgumentError,
+    nearest,
+)
+from prefect_cytotable.tasks.core.pipeline import plan_lines
+from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
+from prefect_cytotable.tasks.core.progress import Lines, Silent
+
+FAILED, WRONG_ARGUMENTS, INTERRUPTED = 1, 2, 130
+NO_PRESET = "none"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option where one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0].split("=")[0]
+            if word.startswith("-"):
+                message = f"there is no option {word}. {nearest(word, self.options())}"
+        super().error(message)
+
+    def options(self) -> list[str]:
+        """Every long option of this command and of its sub-commands."""
+        found = []
+        for action in self._actions:
+            found += [one for one in action.option_strings if one.startswith("--")]
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    found += parser.options()
+        return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.action(arguments)
+        return status
+    except (ArgumentError, UnknownArgumentError, PresetError) as error:
+        return _told(error, arguments, WRONG_ARGUMENTS)
+    except SourceNotFoundError as error:
+        return _told(error, arguments, FAILED if Path(arguments.source).exists() else WRONG_ARGUMENTS)
+    except (CytotableError, OSError) as error:
+        return _told(error, arguments, FAILED)
+    except KeyboardInterrupt:
+        print("Interrupted; what is done is kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _told(error, arguments, FAILED, unexpected=True)
+
+
+def _told(error: Exception, arguments: argparse.Namespace, status: int, unexpected: bool = False) -> int:
+    if arguments.debug:
+        raise error
+    text = f"{type(error).__name__}: {error}" if unexpected else str(error)
+    print(f"error: {text}", file=sys.stderr)
+    if unexpected:
+        print("This was not foreseen. Run with --debug for a traceback, and please report it.", file=sys.stderr)
+    return status
+
+
+def _parser() -> _Parser:
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = _Parser(prog="prefect-cytotable", description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, help_: str, action: Any) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=help_, description=help_, parents=[common], allow_abbrev=False)
+        one.set_defaults(action=action)
+        return one
+
+    one = command("convert", "Convert measurements to one single-cell table.", _convert)
+    one.add_argument("source", help="a folder that is searched for tables, or one file")
+    one.add_argument("destination", help="the file to write (a folder with --no-join or --no-concat)")
+    _add_conversion_options(one)
+    one.add_argument("--overwrite", action="store_true", help="replace the destination once the new one is whole")
+    one.add_argument("--quiet", action="store_true", help="no progress, no report; errors only")
+
+    one = command("plan", "Show what convert would do; reads headers, counts and samples only.", _plan)
+    one.add_argument("source", help="as for convert")
+    one.add_argument("destination", nargs="?", default="converted.parquet", help="as for convert")
+    _add_conversion_options(one)
+
+    one = command("presets", "List the presets, or show one as TOML to copy and change.", _presets)
+    one.add_argument("name", nargs="?", help="the preset to show")
+
+    one = command("demo", "Make a small synthetic plate, convert it, and show the table.", _demo)
+    one.add_argument("folder", nargs="?", default="prefect-cytotable-demo", help="where to (default: %(default)s)")
+
+    one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
+    one.add_argument("what", choices=["start", "status", "stop"])
+    one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
+    return parser
+
+
+def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--preset",
+        default="cellprofiler_csv",
+        help="a preset's name, a TOML file, or 'none' (default: %(default)s)",
+    )
+    add(
+        "--runner",
+        default="concurrent",
+        dest="task_runner",
+        metavar="RUNNER",
+        help="sequential, concurrent, process, dask, or a Dask scheduler's address (default: %(default)s)",
+    )
+    add("--workers", type=int, help="chunks under way at once (default: one for each processor)")
+    add(
+        "--memory-budget",
+        default="1GiB",
+        metavar="SIZE",
+        help="for the whole process tree (default: %(default)s)",
+    )
+    add("--chunk-size", type=int, metavar="ROWS", help="rows of a chunk (default: what the memory allows)")
+    add("--work-dir", metavar="DIR", help="where parts lie meanwhile (default: next to the destination)")
+    add(
+        "--keep-chunks",
+        action="store_true",
+        help="keep the parts, so that a later run converts only what changed",
+    )
+    add("--source-datatype", choices=["csv", "sqlite"], help="where it is not the preset's")
+    add("--compartments", nargs="+", metavar="NAME", help="instead of the preset's")
+    add("--metadata", nargs="+", metavar="NAME", help="image tables, instead of the preset's")
+    add("--identifying-columns", nargs="+", metavar="COLUMN", help="instead of the preset's")
+    add(
+        "--relation",
+        nargs="+",
+        action="extend",
+        metavar="CHILD.COLUMN=PARENT",
+        dest="relations",
+        help="for example Cytoplasm.Parent_Cells=Cells, instead of the preset's",
+    )
+    add(
+        "--page-key",
+        nargs="+",
+        action="extend",
+        metavar="TABLE=COLUMN",
+        dest="page_keys",
+        help="the column that numbers a table's objects",
+    )
+    add(
+        "--image-columns",
+        nargs="+",
+        default=["metadata"],
+        metavar="PATTERN",
+        help="metadata, filenames, all, or patterns (default: metadata)",
+    )
+    add("--joins", metavar="FILE", help="a file with SQL for the join")
+    add(
+        "--cast",
+        nargs="+",
+        action="extend",
+        metavar="GROUP=TYPE",
+        dest="data_type_cast_map",
+        help="for example float=float32",
+    )
+    add(
+        "--unmatched",
+        default="drop",
+        help="objects without parents: drop, keep or error (default: %(default)s)",
+    )
+    add(
+        "--on-bad-source",
+        default="skip",
+        help="sources that cannot be read: skip or error (default: %(default)s)",
+    )
+    add(
+        "--tablenumber",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        dest="add_tablenumber",
+        help="Metadata_TableNumber in the output (default: with more than one dataset)",
+    )
+    add("--drop-null", action="store_true", help="drop rows with a missing value")
+    for name, text in (
+        ("concat", "one file instead of one for each chunk"),
+        ("join", "compartments joined instead of a table for each"),
+        ("sort-output", "rows sorted by table, image and object number"),
+        ("infer-common-schema", "sources with different columns united"),
+    ):
+        add(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+
+
+def _arguments(given: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "task_runner", "workers", "memory_budget", "chunk_size", "work_dir", "keep_chunks", "source_datatype",
+        "compartments", "metadata", "identifying_columns", "unmatched", "on_bad_source", "add_tablenumber",
+        "drop_null", "concat", "join", "sort_output", "infer_common_schema",
+    )  # fmt: skip
+    arguments = {name: getattr(given, name) for name in names}
+    arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset
+    for name in ("relations", "page_keys", "data_type_cast_map"):
+        arguments[name] = _pairs(name, getattr(given, name))
+    columns = given.image_columns
+    arguments["image_columns"] = columns[0] if len(columns) == 1 and "*" not in columns[0] else columns
+    if given.joins:
+        try:
+            arguments["joins"] = Path(given.joins).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ArgumentError(f"--joins {given.joins}: the file cannot be read ({error.strerror}).") from error
+    return arguments
+
+
+def _pairs(name: str, texts: list[str] | None) -> dict[str, str] | None:
+    if texts is None:
+        return None
+    pairs = [text.partition("=") for text in texts]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise ArgumentError(f"{name}: {key + equals + value!r} is not of the form NAME=VALUE.")
+    return {key: value for key, _, value in pairs}
+
+
+def _convert(given: argparse.Namespace) -> int:
+    progress = Silent() if given.quiet else Lines()
+    convert(given.source, given.destination, overwrite=given.overwrite, progress=progress, **_arguments(given))
+    return 0
+
+
+def _plan(given: argparse.Namespace) -> int:
+    print("\n".join(plan_lines(plan(given.source, given.destination, **_arguments(given)))))
+    return 0
+
+
+def _presets(given: argparse.Namespace) -> int:
+    if given.name:
+        print(preset_text(given.name), end="")
+        return 0
+    for name in preset_names():
+        print(f"{name:<36} {load_preset(name).title}")
+    return 0
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from prefect_cytotable.flows.demo import run_demo  # only this command needs it
+
+    run_demo(Path(given.folder))
+    return 0
+
+
+def _server(given: argparse.Namespace) -> int:
+    if given.what == "start":
+        started = server.start(port=given.port)
+        print(f"{'Already running' if started.already_running else 'Running'}: {started.ui_url}")
+        print("Runs from now on are shown there. `prefect-cytotable server stop` ends it.")
+        return 0
+    if given.what == "stop":
+        print("Stopped." if server.stop() else "No server was running.")
+        return 0
+    state = server.status()
+    print(f"Running: {state.ui_url}" if state else "No server is running. `prefect-cytotable server start` starts one.")
+    return 0 if state else FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Who runs a conversion: this process alone, or Prefect. Decided without importing Prefect."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from prefect_cytotable.flows import server
+from prefect_cytotable.tasks.core import pipeline
+from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
+from prefect_cytotable.tasks.core.local import LocalCaller, Runner
+from prefect_cytotable.tasks.core.model import Plan
+from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.request import make_options
+from prefect_cytotable.tasks.core.returned import Returned, returned
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
+DASK = "dask"
+HOW_TO_SERVE = "No Prefect server: running here. `prefect-cytotable server start` shows runs in the UI."
+EPHEMERAL = (
+    "No Prefect server is configured, so Prefect starts one for this run alone: 10-20 s, and its records go with it. "
+    "`prefect-cytotable server start` keeps one."
+)
+
+
+class Orchestration(StrEnum):
+    """Who keeps the state of a run."""
+
+    NONE = "none"
+    SERVER = "server"
+    EPHEMERAL = "ephemeral"
+
+
+def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progress: Progress | None) -> Returned:
+    """Run `prefect_cytotable.flows.convert` with its arguments, locally or as a flow run."""
+    heard = progress or Silent()
+    runner = checked_runner(task_runner)
+    options = make_options(**arguments)
+    where = orchestration(runner)
+    if where is not Orchestration.NONE:
+        from prefect_cytotable.flows import (
+            orchestrated,
+        )  # Prefect takes 2 s to import: only where it runs the show
+
+        if where is Orchestration.EPHEMERAL:
+            heard.say(EPHEMERAL)
+        return orchestrated.convert(arguments, runner, heard)
+    heard.say(HOW_TO_SERVE)
+    assert isinstance(runner, str)
+    report = pipeline.run(options, LocalCaller(Runner(runner), heard))
+    return returned(report, options)
+
+
+def plan(arguments: dict[str, Any]) -> Plan:
+    """The plan for the arguments of `prefect_cytotable.flows.convert`."""
+    runner = checked_runner(arguments.pop("task_runner"))
+    arguments.pop("progress")
+    options = make_options(**arguments)
+    local = Runner(runner) if isinstance(runner, str) and runner in list(Runner) else Runner.PROCESS
+    return pipeline.draft(options, LocalCaller(local, Silent()))
+
+
+def with_defaults(function: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a function, with its defaults for those that are not given."""
+    parameters = inspect.signature(function).parameters
+    return {name: given.get(name, parameter.default) for name, parameter in parameters.items()}
+
+
+def checked_runner(task_runner: str | TaskRunner[Any]) -> str | TaskRunner[Any]:
+    """The runner, if it is one.
+
+    Raises:
+        ArgumentError: It is neither a known name nor an address nor a TaskRunner.
+    """
+    if not isinstance(task_runner, str):
+        if hasattr(task_runner, "submit") and hasattr(task_runner, "map"):
+            return task_runner
+        raise ArgumentError(f"task_runner is {task_runner!r}, neither a name nor a Prefect TaskRunner.")
+    if task_runner in (*Runner, DASK) or "://" in task_runner:
+        return task_runner
+    raise ArgumentError(
+        f"task_runner is {task_runner!r}. {nearest(task_runner, (*Runner, DASK))} A Dask scheduler's address looks "
+        f"like 'tcp://127.0.0.1:8786'."
+    )
+
+
+def orchestration(runner: str | TaskRunner[Any]) -> Orchestration:
+    """Who keeps the state: a server where one is configured or runs, or where the run is part of another flow."""
+    if _inside_flow():
+        return Orchestration.SERVER
+    connection = server.configured_api_url()
+    if connection is not None:
+        if connection.origin is server.Origin.OWN_SERVER:
+            os.environ["PREFECT_API_URL"] = connection.url
+        return Orchestration.SERVER
+    needs_prefect = not isinstance(runner, str) or runner not in list(Runner)
+    return Orchestration.EPHEMERAL if needs_prefect else Orchestration.NONE
+
+
+def _inside_flow() -> bool:
+    """Whether this call is made by a flow or task; without Prefect imported it cannot be."""
+    if "prefect.context" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None

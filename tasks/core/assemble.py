@@ -1,0 +1,153 @@
+"""Putting a chunk's output together from the columns that were read and the positions that the join found."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect_cytotable.tasks.core import query as queries
+from prefect_cytotable.tasks.core.errors import CastError
+from prefect_cytotable.tasks.core.layout import DATASET
+from prefect_cytotable.tasks.core.load import Findings, Loaded
+from prefect_cytotable.tasks.core.model import Chunk, OutputColumn, Plan
+from prefect_cytotable.tasks.core.naming import TABLE_NUMBER
+from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
+
+
+def take(
+    plan: Plan,
+    chunk: Chunk,
+    columns: tuple[OutputColumn, ...],
+    loaded: dict[str, Loaded],
+    positions: dict[str, pa.Array | None],
+    dataset: pa.Array,
+) -> pa.Table:
+    """The output's columns, each taken from its compartment at `positions` and cast.
+
+    Columns of a compartment whose rows already lie as the output's are passed on as they are. Source columns are
+    given up as soon as they are used, so that memory holds little more than one copy.
+    """
+    straight = {name: _is_straight(order, loaded[name].rows) for name, order in positions.items()}
+    arrays = []
+    for column in columns:
+        if column.compartment == DATASET:
+            arrays.append(table_numbers(plan, chunk, dataset))
+            continue
+        array = loaded[column.compartment].columns.pop(column.column)
+        if not straight[column.compartment]:
+            array = array.take(positions[column.compartment])
+        arrays.append(cast(array, column))
+    return pa.table(arrays, names=[column.name for column in columns])
+
+
+def table_numbers(plan: Plan, chunk: Chunk, dataset: pa.Array) -> pa.Array:
+    """The TableNumber of each row, from its dataset's position in the chunk."""
+    numbers = [plan.datasets[slice_.dataset].table_number for slice_ in chunk.slices]
+    return pa.array(numbers, pa.int64()).take(dataset)
+
+
+def cast(array: pa.Array, column: OutputColumn) -> pa.Array:
+    """The array in the type that the output wants.
+
+    Raises:
+        CastError: A value does not fit.
+    """
+    type_ = arrow_type(column.type)
+    if array.type == type_:
+        return array
+    try:
+        return array.cast(type_)
+    except pa.ArrowInvalid as error:
+        raise CastError(
+            f"{column.name}: {error} (data_type_cast_map asks for {type_}). Choose a wider type, or leave it out."
+        ) from error
+
+
+def count_values(table: pa.Table, findings: Findings) -> None:
+    """Note how many values of the output are missing or infinite."""
+    missing = sum(column.null_count for column in table.columns)
+    if missing:
+        findings.notes["output", "missing values (null)"] += missing
+    for column in table.columns:
+        if pa.types.is_floating(column.type) and not np.isfinite(pc.sum(column).as_py() or 0):
+            infinite = pc.sum(pc.is_inf(column)).as_py() or 0
+            nans = pc.sum(pc.is_nan(column)).as_py() or 0
+            findings.notes["output", "infinite values (kept)"] += infinite
+            findings.notes["output", "values that are not a number (NaN, kept)"] += nans
+
+
+def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Table, Counter[int]]:
+    """The rows in which every value is there, and by dataset how many were dropped; all unless `drop_null`."""
+    if not plan.options.drop_null or not table.num_rows:
+        return table, Counter()
+    keep = np.ones(table.num_rows, bool)
+    for column in table.columns:
+        missing = column.is_null(nan_is_null=True)
+        if pc.any(missing).as_py():
+            keep &= ~missing.to_numpy()
+    dropped = Counter(np.asarray(dataset)[~keep].tolist())
+    return table.filter(pa.array(keep)), dropped
+
+
+def query(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded]) -> tuple[pa.Table, pa.Array]:
+    """The result of ``joins=`` over each dataset of the chunk in turn, and the dataset of each row."""
+    output = plan.tables[0].columns
+    results, rows = [], []
+    for position in range(len(chunk.slices)):
+        tables = {name: _queried_table(plan, chunk, table, position) for name, table in loaded.items()}
+        result = queries.run(plan.options.query, tables)
+        results.append(_as_planned(plan, chunk, result, output, position))
+        rows.append(result.num_rows)
+    table = pa.concat_tables(results)
+    return table.combine_chunks(), pa.array(np.repeat(np.arange(len(rows), dtype=np.int32), rows))
+
+
+def _is_straight(order: pa.Array | None, rows: int) -> bool:
+    """Whether taking at `order` would change nothing."""
+    if order is None:
+        return True
+    if len(order) != rows or order.null_count:
+        return False
+    return bool(np.array_equal(order.to_numpy(), np.arange(rows)))
+
+
+def _queried_table(plan: Plan, chunk: Chunk, table: Loaded, position: int) -> pa.Table:
+    """One dataset's rows of a compartment, under their output names and types."""
+    here = pc.equal(table.keys.dataset, position)
+    casts = plan.options.casts
+    arrays, names = [], []
+    for column in table.schema.columns:
+        output = OutputColumn(column.output, cast_type(column.type, casts), table.schema.compartment, column.name)
+        arrays.append(cast(table.columns[column.name], output))
+        names.append(column.output)
+    if plan.with_table_number and TABLE_NUMBER not in names:
+        arrays.insert(0, table_numbers(plan, chunk, table.keys.dataset))
+        names.insert(0, TABLE_NUMBER)
+    return pa.table(arrays, names=names).filter(here)
+
+
+def _as_planned(
+    plan: Plan, chunk: Chunk, result: pa.Table, output: tuple[OutputColumn, ...], position: int
+) -> pa.Table:
+    """A query's result with the plan's columns; a name that occurs twice counts once."""
+    arrays = []
+    for column in output:
+        if column.compartment == DATASET and column.name not in result.column_names:
+            dataset = pa.array(np.full(result.num_rows, position, np.int32))
+            arrays.append(table_numbers(plan, chunk, dataset))
+            continue
+        found = result.column(result.column_names.index(column.name)).combine_chunks()
+        arrays.append(cast(found, column))
+    table = pa.table(arrays, names=[column.name for column in output])
+    return _sorted(plan, table) if plan.options.sort_output else table
+
+
+def _sorted(plan: Plan, table: pa.Table) -> pa.Table:
+    """Rows in the order of image and object number, where the query's result has them."""
+    base = plan.inspected.schema(plan.inspected.base)
+    assert base is not None
+    names = [base.column(one) for one in (base.image_number, base.object_number)]
+    keys = [(column.output, "ascending") for column in names if column and column.output in table.column_names]
+    return table.sort_by(keys).combine_chunks() if keys else table

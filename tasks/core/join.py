@@ -1,0 +1,259 @@
+"""Who belongs to whom: the keys of a chunk's tables are joined in DuckDB, the columns are then taken by position.
+
+Wide rows never go through the join. Every join is on (dataset, image number, object number).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect_cytotable.tasks.core.errors import DuplicateKeyError
+from prefect_cytotable.tasks.core.model import IMAGE, Cause, Relation, Unmatched
+
+MEMORY_LIMIT = "256MB"
+"""DuckDB's own limit for the keys of one chunk; a chunk's keys need a few MB."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one more compartment comes into the join.
+
+    Attributes:
+        via: A compartment that is in it already.
+        up: True where `via` names the new one as its parent; False where the new one names `via`, and must do
+            so at most once for each of its objects.
+        column: The column with the parent's object number, of `via` or of the new compartment.
+    """
+
+    compartment: str
+    via: str
+    up: bool
+    column: str
+
+
+def steps_from(base: str, relations: tuple[Relation, ...]) -> tuple[Step, ...]:
+    """The steps that bring every related compartment to `base`, nearest first, parents before children."""
+    steps: list[Step] = []
+    reached = [base]
+    for via in reached:
+        for one in relations:
+            if one.child == via and one.parent not in reached:
+                reached.append(one.parent)
+                steps.append(Step(one.parent, via, True, one.column))
+        for one in relations:
+            if one.parent == via and one.child not in reached:
+                reached.append(one.child)
+                steps.append(Step(one.child, via, False, one.column))
+    return tuple(steps)
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """The keys of one compartment's rows in a chunk.
+
+    Attributes:
+        dataset: int32, which of the chunk's datasets a row is of.
+        image: int64, null where the row has none.
+        object: int64, null where the row has none; None for the image table.
+        parents: int64 arrays by column name.
+    """
+
+    label: str
+    dataset: pa.Array
+    image: pa.Array
+    object: pa.Array | None
+    parents: dict[str, pa.Array]
+
+    def arrow(self) -> pa.Table:
+        """The keys as a table with the columns pos, ds, image, object, and p0, p1, ... for the parents."""
+        columns = {"pos": pa.array(np.arange(len(self.dataset), dtype=np.int64)), "ds": self.dataset}
+        columns["image"] = self.image
+        if self.object is not None:
+            columns["object"] = self.object
+        columns |= {f"p{number}": array for number, array in enumerate(self.parents.values())}
+        return pa.table(columns)
+
+    def parent(self, column: str) -> str:
+        """The name of a parent column in `arrow`."""
+        return f"p{list(self.parents).index(column)}"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Which rows make up each row of the output.
+
+    Attributes:
+        positions: int64 arrays by compartment, null where a row has no partner.
+        dataset: int32, which of the chunk's datasets a row is of.
+        dropped: (dataset, cause, rows).
+        imageless: Rows whose image is not in the image table; they are kept.
+    """
+
+    positions: dict[str, pa.Array]
+    dataset: pa.Array
+    dropped: tuple[tuple[int, Cause, int], ...]
+    imageless: int
+
+
+def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Object or image numbers as int64; fractions and other values that number nothing become null."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_integer(array.type):
+        return array.cast(pa.int64())
+    if pa.types.is_string(array.type):
+        number = pc.match_substring_regex(array, r"^\s*\d{1,18}(\.0*)?\s*$")
+        array = pc.if_else(number, pc.utf8_trim_whitespace(array), pa.scalar(None, pa.string())).cast(pa.float64())
+    whole = pc.and_(pc.equal(array, pc.floor(array)), pc.is_finite(array))
+    return pc.if_else(whole, array, pa.scalar(None, array.type)).cast(pa.int64())
+
+
+def connection() -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own, for one thread and one chunk, that sees nothing but what is registered with it."""
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "threads": "1",
+            "memory_limit": MEMORY_LIMIT,
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        },
+    )
+
+
+def join(
+    base: str,
+    tables: dict[str, KeyTable],
+    steps: tuple[Step, ...],
+    tableless: dict[str, set[int]],
+    unmatched: Unmatched,
+    sort: bool,
+) -> Joined:
+    """Join the keys of a chunk.
+
+    Args:
+        base: The compartment that gives the output its rows.
+        tables: Keys by compartment, the image table among them where there is one.
+        steps: How the compartments hang together.
+        tableless: By compartment (or image), the chunk's datasets that have no readable table of it.
+        unmatched: Whether base rows without a parent stay.
+        sort: Whether rows are ordered by (dataset, image, object), or stay as they were read.
+
+    Raises:
+        DuplicateKeyError: Two rows of a compartment have the same key.
+    """
+    with connection() as con:
+        for position, table in enumerate(tables.values()):
+            con.register(f"t{position}", table.arrow())
+        alias = {name: f"t{position}" for position, name in enumerate(tables)}
+        _refuse_duplicates(con, base, tables, steps, alias)
+        con.execute(f"CREATE TEMP TABLE joined AS {_query(base, tables, steps, alias, tableless, unmatched)}")
+        counts = con.sql("SELECT ds, cause, count(*) FROM joined WHERE cause <> '' GROUP BY ALL ORDER BY ALL")
+        dropped = tuple((int(ds), Cause(cause), int(count)) for ds, cause, count in counts.fetchall())
+        order = "ORDER BY ds, image_number, object_number, base" if sort else "ORDER BY base"
+        kept = con.sql(f"SELECT * FROM joined WHERE cause = '' {order}").to_arrow_table().combine_chunks()
+    positions = {base: _column(kept, "base")}
+    positions |= {step.compartment: _column(kept, f"s{number}") for number, step in enumerate(steps)}
+    imageless = 0
+    if IMAGE in tables:
+        positions[IMAGE] = _column(kept, "image_pos")
+        imageless = positions[IMAGE].null_count
+    return Joined(positions, _column(kept, "ds"), dropped, imageless)
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+
+
+def _refuse_duplicates(
+    con: duckdb.DuckDBPyConnection,
+    base: str,
+    tables: dict[str, KeyTable],
+    steps: tuple[Step, ...],
+    alias: dict[str, str],
+) -> None:
+    keys = {base: "object"} | {
+        step.compartment: "object" if step.up else tables[step.compartment].parent(step.column) for step in steps
+    }
+    if IMAGE in tables:
+        keys[IMAGE] = "0"
+    for name, key in keys.items():
+        number = f"{key} IS NOT NULL AND {key} > 0" if key.startswith("p") else f"{key} IS NOT NULL"
+        rows = con.sql(
+            f"SELECT image, {key} AS number, count(*) FROM {alias[name]} WHERE image IS NOT NULL AND {number} "
+            f"GROUP BY ds, image, number HAVING count(*) > 1 ORDER BY ds, image, number LIMIT 3"
+        ).fetchall()
+        if rows:
+            raise DuplicateKeyError(_duplicates(tables[name].label, key, rows))
+
+
+def _duplicates(label: str, key: str, rows: list[tuple[int, int, int]]) -> str:
+    if key == "0":
+        listed = "; ".join(f"image {image} ({count} rows)" for image, _, count in rows)
+        return f"The image table of {label} has more than one row for an image: {listed}. Export it again."
+    listed = "; ".join(f"image {image}, object {number} ({count} rows)" for image, number, count in rows)
+    if key == "object":
+        return (
+            f"{label}: more than one row has the same image and object number: {listed}. The join would multiply "
+            f"rows. Was the export appended to an older one? Export it into an empty place."
+        )
+    return (
+        f"{label}: more than one of its objects names the same parent: {listed}. The join would multiply rows. "
+        f"Leave it out of compartments and convert it on its own, with join=False."
+    )
+
+
+def _query(
+    base: str,
+    tables: dict[str, KeyTable],
+    steps: tuple[Step, ...],
+    alias: dict[str, str],
+    tableless: dict[str, set[int]],
+    unmatched: Unmatched,
+) -> str:
+    """One row for each base row: positions of its partners, and why it is dropped ('' where it is not)."""
+    selected = ["b.ds", "b.image AS image_number", "b.object AS object_number", "b.pos AS base"]
+    joins, causes = [], []
+    causes.append(_when("b.image IS NULL", Cause.NO_IMAGE_NUMBER))
+    causes.append(_when("b.object IS NULL", Cause.NO_OBJECT_NUMBER))
+    lacking = sorted(tableless.get(IMAGE, ()))
+    if lacking and unmatched is not Unmatched.KEEP:
+        causes.append(_when(f"b.ds IN ({_list(lacking)})", Cause.NO_IMAGE_TABLE))
+    names = {base: "b"} | {step.compartment: f"j{number}" for number, step in enumerate(steps)}
+    for number, step in enumerate(steps):
+        via, new = names[step.via], names[step.compartment]
+        selected.append(f"{new}.pos AS s{number}")
+        if step.up:
+            named = f"{via}.{tables[step.via].parent(step.column)}"
+            match = f"{new}.object = {named}"
+        else:
+            named = f"{via}.object"
+            match = f"{new}.{tables[step.compartment].parent(step.column)} = {named}"
+        joins.append(
+            f"LEFT JOIN {alias[step.compartment]} {new} ON {new}.ds = b.ds AND {new}.image = b.image AND {match}"
+        )
+        if unmatched is not Unmatched.KEEP:
+            if lacking := sorted(tableless.get(step.compartment, ())):
+                causes.append(_when(f"b.ds IN ({_list(lacking)})", Cause.NO_TABLE))
+            causes.append(_when(f"{new}.pos IS NULL AND coalesce({named}, 0) <= 0", Cause.NO_PARENT))
+            causes.append(_when(f"{new}.pos IS NULL", Cause.PARENT_MISSING))
+    if IMAGE in tables:
+        selected.append("i.pos AS image_pos")
+        joins.append(f"LEFT JOIN {alias[IMAGE]} i ON i.ds = b.ds AND i.image = b.image")
+    case = f"CASE {' '.join(causes)} ELSE '' END AS cause"
+    return f"SELECT {', '.join(selected)}, {case} FROM {alias[base]} b {' '.join(joins)}"
+
+
+def _when(condition: str, cause: Cause) -> str:
+    return f"WHEN {condition} THEN '{cause.value}'"
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

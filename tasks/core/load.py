@@ -1,0 +1,241 @@
+"""Reading a chunk: its rows of every compartment, as columns and keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect_cytotable.tasks.core.errors import BadSourceError, SourceChangedError
+from prefect_cytotable.tasks.core.join import KeyTable, Step, key_array, steps_from
+from prefect_cytotable.tasks.core.model import (
+    IMAGE,
+    Chunk,
+    ColumnType,
+    Format,
+    Plan,
+    Schema,
+    Skipped,
+    Slice,
+    Source,
+    Span,
+)
+from prefect_cytotable.tasks.core.schema import to_arrow
+from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources.base import Answer, Keys, Request
+from prefect_cytotable.tasks.core.sources.registry import reader_of
+
+
+@dataclass
+class Loaded:
+    """One compartment's rows in a chunk.
+
+    Attributes:
+        columns: Arrays of equal length by source name.
+        keyless: By dataset of the chunk, the rows that were left unread because they have no image number.
+    """
+
+    schema: Schema
+    columns: dict[str, pa.Array]
+    keys: KeyTable
+    keyless: Counter[int]
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read."""
+        return len(self.keys.dataset)
+
+
+@dataclass
+class Findings:
+    """What is learnt while a chunk is read.
+
+    Attributes:
+        notes: How often, by (subject, finding).
+        tableless: By compartment, the chunk's datasets that have no table of it.
+    """
+
+    widened: list[tuple[str, str, ColumnType]] = field(default_factory=list)
+    bad: list[Skipped] = field(default_factory=list)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tableless: dict[str, set[int]] = field(default_factory=dict)
+
+    @property
+    def amends(self) -> bool:
+        """Whether the plan has to change before the chunk can be converted."""
+        return bool(self.widened or self.bad)
+
+
+def load_joined(plan: Plan, chunk: Chunk, findings: Findings) -> dict[str, Loaded]:
+    """Every compartment of a chunk, the base first; of each the columns that the output or the join needs.
+
+    Where a chunk is a part of one image, the parents that its rows name are read, and no others.
+    """
+    steps = steps_from(plan.inspected.base, plan.inspected.relations)
+    loaded: dict[str, Loaded] = {}
+    names = [plan.inspected.base, *(step.compartment for step in steps)]
+    known = [schema.compartment for schema in plan.inspected.schemas]
+    for name in [*names, *(one for one in known if one not in names)]:
+        step = next((one for one in steps if one.compartment == name), None)
+        objects = chunk.slices[0].objects if name == plan.inspected.base else _named_parents(chunk, step, loaded)
+        loaded[name] = load(plan, chunk, name, _needed(plan, name), findings, objects)
+    return loaded
+
+
+def load(
+    plan: Plan,
+    chunk: Chunk,
+    compartment: str,
+    columns: tuple[tuple[str, ColumnType], ...],
+    findings: Findings,
+    objects: tuple[int, int] | None = None,
+) -> Loaded:
+    """A chunk's rows of one compartment, those of its datasets one after the other."""
+    schema = plan.inspected.schema(compartment)
+    assert schema is not None
+    parents = sorted({one.column for one in plan.inspected.relations if one.child == compartment})
+    tables, keyless = [], Counter[int]()
+    for position, slice_ in enumerate(chunk.slices):
+        dataset = plan.datasets[slice_.dataset]
+        source, region = dataset.source(compartment), slice_.region(compartment)
+        if source is None or region is None:
+            findings.tableless.setdefault(compartment, set()).add(position)
+            continue
+        keyless[position] += region.keyless
+        if region.rows == 0:
+            continue
+        spans = _overlapping(region.spans, objects)
+        keys = Keys(schema.image_number, schema.object_number)
+        request = Request(source, keys, columns, slice_.images, objects, spans)
+        answer = _read(request, dataset.name, findings)
+        if answer is not None:
+            _check_count(source, slice_, region.rows, answer, objects)
+            tables.append((position, answer.table))
+    uniform = [_uniform(table, columns) for _, table in tables]
+    sizes = [table.num_rows for _, table in tables]
+    arrays = {name: _concatenated([table[name] for table in uniform], type_) for name, type_ in columns}
+    positions = np.repeat(np.array([one for one, _ in tables], np.int32), sizes)
+    keys_ = KeyTable(
+        schema.label,
+        pa.array(positions, pa.int32()),
+        key_array(arrays[schema.image_number]),
+        key_array(arrays[schema.object_number]) if schema.object_number else None,
+        {name: key_array(arrays[name]) for name in parents},
+    )
+    return Loaded(schema, arrays, keys_, keyless)
+
+
+def check_unchanged(source: Source) -> None:
+    """Raise SourceChangedError where a source is no longer what was gathered."""
+    path = Path(source.path)
+    try:
+        status = path.stat()
+        same = (status.st_size, status.st_mtime_ns) == (source.fingerprint.size, source.fingerprint.modified)
+        if same and source.format is Format.SQLITE:
+            same = sqlite.fingerprint(path) == source.fingerprint
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise _changed(source)
+
+
+def _changed(source: Source) -> SourceChangedError:
+    return SourceChangedError(
+        f"{source.where} was changed while it was being converted. Run again when the program that writes it is "
+        f"done; what is done and unchanged is kept."
+    )
+
+
+def _needed(plan: Plan, compartment: str) -> tuple[tuple[str, ColumnType], ...]:
+    """(column, type) of what the output shows of a compartment, of its keys, and of its object counts."""
+    schema = plan.inspected.schema(compartment)
+    assert schema is not None
+    wanted = {schema.image_number, schema.object_number}
+    wanted |= {one.column for one in plan.inspected.relations if one.child == compartment}
+    if plan.options.query:
+        wanted |= {column.name for column in schema.columns}
+    for table in plan.tables:
+        wanted |= {column.column for column in table.columns if column.compartment == compartment}
+    if compartment == IMAGE:
+        wanted |= {column for _, column in count_columns(plan)}
+    return tuple((column.name, column.type) for column in schema.columns if column.name in wanted)
+
+
+def count_columns(plan: Plan) -> list[tuple[str, str]]:
+    """(compartment, column of the image table that tells how many objects of it each image has)."""
+    image = plan.inspected.schema(IMAGE)
+    if image is None:
+        return []
+    names = {column.name for column in image.columns}
+    pairs = []
+    for schema in plan.inspected.schemas:
+        for name in (f"Count_{schema.label}", f"Image_Count_{schema.label}"):
+            if name in names:
+                pairs.append((schema.compartment, name))
+    return pairs
+
+
+def _named_parents(chunk: Chunk, step: Step | None, loaded: dict[str, Loaded]) -> tuple[int, int] | None:
+    """Bounds of the object numbers that a part of an image names; None where all objects may be needed."""
+    if chunk.slices[0].objects is None or step is None or not step.up:
+        return None
+    bounds = pc.min_max(loaded[step.via].keys.parents[step.column]).as_py()
+    return (bounds["min"], bounds["max"]) if bounds["min"] is not None else (0, 0)
+
+
+def _overlapping(spans: tuple[Span, ...], objects: tuple[int, int] | None) -> tuple[Span, ...]:
+    """The spans that can hold objects within the bounds; a span without bounds of its own can hold any."""
+    if objects is None:
+        return spans
+    inside = tuple(
+        one
+        for one in spans
+        if not one.last_object or (one.first_object <= objects[1] and objects[0] <= one.last_object)
+    )
+    return inside or spans[:1]
+
+
+def _read(request: Request, dataset: str, findings: Findings) -> Answer | None:
+    """The reader's answer; None where the source is bad or a column too narrow, which `findings` then tell."""
+    source = request.source
+    reader = reader_of(source.format)
+    try:
+        answer = reader.read(request)
+    except FileNotFoundError as error:
+        raise _changed(source) from error
+    except BadSourceError as error:
+        findings.bad.append(Skipped(dataset, source.compartment, source.where, error.cause, reader.count(source)))
+        return None
+    for one in answer.findings:
+        findings.notes[source.compartment + "." + one.column, one.finding] += one.count
+    if answer.widened:
+        findings.widened += [(source.compartment, column, type_) for column, type_ in answer.widened]
+        return None
+    return answer
+
+
+def _check_count(
+    source: Source, slice_: Slice, counted: int | None, answer: Answer, objects: tuple[int, int] | None
+) -> None:
+    exact = counted is not None and (objects is None or objects == slice_.objects)
+    if exact and answer.table.num_rows != counted:
+        raise _changed(source)
+
+
+def _uniform(table: pa.Table, columns: tuple[tuple[str, ColumnType], ...]) -> dict[str, pa.ChunkedArray]:
+    """All planned columns, with nulls for those that the source lacks."""
+    present = set(table.column_names)
+    return {
+        name: table.column(name) if name in present else pa.chunked_array([pa.nulls(table.num_rows, to_arrow(type_))])
+        for name, type_ in columns
+    }
+
+
+def _concatenated(pieces: list[pa.ChunkedArray], type_: ColumnType) -> pa.Array:
+    chunks = [chunk for piece in pieces for chunk in piece.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
+    return pa.concat_arrays(chunks) if chunks else pa.array([], to_arrow(type_))

@@ -1,0 +1,146 @@
+"""A run without a server: the stages in this process, the chunks on threads or processes of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from enum import StrEnum
+from pathlib import Path
+
+from prefect_cytotable.tasks.core import gather as gathering
+from prefect_cytotable.tasks.core import inspection, output
+from prefect_cytotable.tasks.core import plan as planning
+from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.model import (
+    ChunkResult,
+    ColumnType,
+    Gathered,
+    Inspected,
+    Options,
+    OutputFile,
+    Plan,
+    Report,
+    Skipped,
+)
+from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.work import convert_job_with_retries
+
+POOL_ATTEMPTS = 3
+"""How often a pool of processes is made anew after one of them was killed."""
+
+
+class Runner(StrEnum):
+    """What converts the chunks of a local run."""
+
+    SEQUENTIAL = "sequential"
+    CONCURRENT = "concurrent"
+    PROCESS = "process"
+
+
+class LocalCaller:
+    """Calls the stages plainly."""
+
+    orchestrated = False
+
+    def __init__(self, runner: Runner, progress: Progress) -> None:
+        self._runner = runner
+        self._progress = progress
+        self.processes = runner is Runner.PROCESS
+
+    def gather(self, options: Options) -> Gathered:
+        """Stage 1."""
+        return gathering.gather(options)
+
+    def inspect(
+        self,
+        gathered: Gathered,
+        options: Options,
+        widened: tuple[tuple[str, str, ColumnType], ...],
+        bad: tuple[Skipped, ...],
+    ) -> Inspected:
+        """Stage 2."""
+        return inspection.inspect(gathered, options, widened, bad)
+
+    def plan(self, inspected: Inspected, options: Options) -> Plan:
+        """Stage 3."""
+        return planning.plan(inspected, options)
+
+    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+        """Stage 4 for every chunk."""
+        self._progress.start(len(plan.chunks), plan.rows)
+        results: dict[int, ChunkResult] = {}
+        try:
+            for result in self._results(plan, str(plan_path), results):
+                results[result.number] = result
+                self._progress.advance(result)
+        finally:
+            self._progress.finish()
+        return [results[number] for number in range(len(plan.chunks))]
+
+    def _results(self, plan: Plan, path: str, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
+        if (plan.workers == 1 and not self.processes) or len(plan.chunks) == 1:
+            for chunk in plan.chunks:
+                yield convert_job_with_retries(path, chunk.number)
+            return
+        for attempt in range(1, POOL_ATTEMPTS + 1):
+            waiting = [chunk.number for chunk in plan.chunks if chunk.number not in done]
+            try:
+                yield from _pooled(self._pool(plan.workers), path, waiting)
+                return
+            except BrokenProcessPool:
+                if attempt == POOL_ATTEMPTS:
+                    raise
+                self._progress.say("A worker process died; the chunks that are not done are tried again.")
+
+    def _pool(self, workers: int) -> Executor:
+        if not self.processes:
+            return ThreadPoolExecutor(workers, thread_name_prefix="chunk")
+        return ProcessPoolExecutor(
+            workers,
+            multiprocessing.get_context("spawn"),
+            initializer=die_with_parent,
+            initargs=(os.getpid(),),
+        )
+
+    def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
+        """Stage 5."""
+        return output.write_output(plan, results, report)
+
+    def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
+        """Stage 6."""
+        return reports.build(plan, results)
+
+    def publish(self, report: Report) -> None:
+        """Tell the report."""
+        for line in reports.lines(report):
+            self._progress.say(line)
+
+    def say(self, text: str) -> None:
+        """Tell the user something."""
+        self._progress.say(text)
+
+
+def _pooled(pool: Executor, path: str, numbers: list[int]) -> Iterator[ChunkResult]:
+    """Results as they are done; after a failure nothing new is begun."""
+    try:
+        futures: list[Future[ChunkResult]] = [pool.submit(convert_job_with_retries, path, number) for number in numbers]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Make this worker end when the process that started it is gone, however that ended (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,135 @@
+"""Stage 5, write output: join the parts to what was asked for; the destination appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, DestinationExistsError
+from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile, OutputTable, Part, Plan, Report
+from prefect_cytotable.tasks.core.sinks.parquet import write_whole
+from prefect_cytotable.tasks.core.store import TEMPORARY, discard, neighbour
+
+
+def check_destination(destination: Path, source: Path, overwrite: bool, single: bool) -> None:
+    """Refuse a destination that cannot be written, before any work.
+
+    Raises:
+        DestinationExistsError: It is there and may not be replaced, or is a folder that this program did not make.
+        ArgumentError: Its folder cannot be made, or it is the source itself.
+    """
+    if destination.exists() and destination.resolve() == source.resolve():
+        raise ArgumentError(f"{destination}: source and destination are the same.")
+    if destination.is_dir() and not destination.is_symlink():
+        if single:
+            raise DestinationExistsError(
+                f"{destination} is a folder; the joined table becomes one file. Name a file, for example "
+                f"{destination / 'cells.parquet'}."
+            )
+        if not overwrite:
+            raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
+        strangers = [path for path in destination.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+        if strangers:
+            raise DestinationExistsError(
+                f"{destination} holds files that this program did not make ({strangers[0].name}). Choose another."
+            )
+    elif os.path.lexists(destination) and not overwrite:
+        raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
+    try:
+        destination.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{destination}: its folder cannot be made ({error.strerror}).") from error
+
+
+def write_output(plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
+    """Write the destination from the parts, in order; returns its files."""
+    destination = Path(plan.options.destination)
+    temporary = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}"
+    try:
+        if plan.options.join and plan.options.concat:
+            parts = [part for result in results for part in result.parts]
+            files = [_file(plan, plan.tables[0], parts, temporary, destination, report)]
+        else:
+            files = list(_folder(plan, results, temporary, destination, report))
+        _into_place(temporary, destination)
+    finally:
+        discard(temporary)
+    return tuple(files)
+
+
+def _file(
+    plan: Plan,
+    table: OutputTable,
+    parts: list[Part],
+    temporary: Path,
+    final: Path,
+    report: Report,
+    source: str = "",
+) -> OutputFile:
+    rows = write_whole([Path(part.path) for part in parts], table, reports.metadata(report), temporary)
+    if rows != sum(part.rows for part in parts):
+        raise AccountError(f"{final}: {rows} rows were written of {sum(part.rows for part in parts)}.")
+    return OutputFile(
+        table.name,
+        _table_name(plan, table),
+        str(final),
+        rows,
+        len(table.columns),
+        temporary.stat().st_size,
+        source,
+    )
+
+
+def _folder(
+    plan: Plan, results: Sequence[ChunkResult], temporary: Path, final: Path, report: Report
+) -> list[OutputFile]:
+    """A file for each table, for each chunk, or for both."""
+    temporary.mkdir()
+    files = []
+    for table in plan.tables:
+        parts = [part for result in results for part in result.parts if part.table == table.name]
+        if plan.options.join:
+            groups = [(f"part-{number:05d}.parquet", [part]) for number, part in enumerate(parts)] or [
+                ("part-00000.parquet", [])
+            ]
+        elif plan.options.concat:
+            groups = [(f"{table.name}/{table.name}.parquet", parts)]
+        else:
+            groups = [
+                (f"{table.name}/{_safe(part.dataset)}/{table.name}-{number:05d}.parquet", [part])
+                for number, part in enumerate(parts)
+            ] or [(f"{table.name}/{table.name}.parquet", [])]
+        for name, group in groups:
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = group[0].dataset if group and not plan.options.concat else ""
+            files.append(_file(plan, table, group, path, final / name, report, source))
+    return files
+
+
+def _table_name(plan: Plan, table: OutputTable) -> str:
+    """A table as the sources call it, with the format's ending: "Cells.csv", "Per_Cells.sqlite"."""
+    for dataset in plan.datasets:
+        if source := dataset.source(table.name):
+            label = plan.inspected.gathered.label(table.name)
+            prefix = source.table[: len(source.table) - len(label)]
+            return f"{prefix}{label}.{source.format.value}"
+    return table.name
+
+
+def _safe(name: str) -> str:
+    """A dataset's name as a relative path that stays inside."""
+    return "/".join(piece for piece in name.split("/") if piece not in ("", ".", "..")) or "dataset"
+
+
+def _into_place(temporary: Path, destination: Path) -> None:
+    if destination.is_dir() and not destination.is_symlink():
+        old = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}-old"
+        destination.rename(old)
+        temporary.rename(destination)
+        discard(old)
+    else:
+        temporary.replace(destination)

@@ -1,0 +1,230 @@
+"""The way of the data, from a path to a report. Who calls the stages is another's choice (`Caller`).
+
+A local run calls them in this process, an orchestrated one as Prefect tasks; both come through here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
+from prefect_cytotable.tasks.core.gather import refuse_if_wanted
+from prefect_cytotable.tasks.core.model import (
+    ChunkResult,
+    ColumnType,
+    Gathered,
+    Inspected,
+    Options,
+    OutputFile,
+    Plan,
+    Report,
+    Skipped,
+)
+from prefect_cytotable.tasks.core.output import check_destination
+from prefect_cytotable.tasks.core.plan import check_disk
+from prefect_cytotable.tasks.core.schema import widest
+from prefect_cytotable.tasks.core.store import Store, discard, lock, neighbour, sweep
+
+
+class Caller(Protocol):
+    """Calls the stages: plainly, or as tasks."""
+
+    processes: bool
+    orchestrated: bool
+
+    def gather(self, options: Options) -> Gathered:
+        """Stage 1."""
+        ...
+
+    def inspect(
+        self,
+        gathered: Gathered,
+        options: Options,
+        widened: tuple[tuple[str, str, ColumnType], ...],
+        bad: tuple[Skipped, ...],
+    ) -> Inspected:
+        """Stage 2."""
+        ...
+
+    def plan(self, inspected: Inspected, options: Options) -> Plan:
+        """Stage 3."""
+        ...
+
+    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+        """Stage 4 for every chunk; results in the order of the chunks."""
+        ...
+
+    def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
+        """Stage 5."""
+        ...
+
+    def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
+        """Stage 6: the account of the rows, before the output is written."""
+        ...
+
+    def publish(self, report: Report) -> None:
+        """Show the finished report where people look for it."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell the user something."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Amendments:
+    """What chunks found that the plan did not know."""
+
+    widened: tuple[tuple[str, str, ColumnType], ...] = ()
+    bad: tuple[Skipped, ...] = ()
+
+    def with_results(self, results: Sequence[ChunkResult]) -> _Amendments:
+        types = {(compartment, column): type_ for compartment, column, type_ in self.widened}
+        bad = {one.where: one for one in self.bad}
+        for result in results:
+            for compartment, column, type_ in result.widened:
+                wider = widest(types.get((compartment, column)), type_)
+                assert wider is not None
+                types[compartment, column] = wider
+            bad |= {one.where: one for one in result.bad}
+        widened = tuple((*key, type_) for key, type_ in sorted(types.items()))
+        return _Amendments(widened, tuple(bad[where] for where in sorted(bad)))
+
+
+def run(options: Options, caller: Caller) -> Report:
+    """Convert: the stages in turn, under the destination's lock.
+
+    Raises:
+        CytotableError: Something is not as it should be; the message says what, where, and what to do. Parts that
+            are done stay in the work folder and serve the next run.
+    """
+    started = time.perf_counter()
+    destination = Path(options.destination)
+    check_destination(destination, Path(options.source), options.overwrite, options.join and options.concat)
+    made = not neighbour(destination).exists()
+    try:
+        with lock(destination):
+            report = _run(options, caller, Store(Path(options.work_dir)), started)
+            _clean(options)
+    except BaseException:
+        if made:
+            _remove_if_unused(neighbour(destination))
+        raise
+    caller.publish(report)
+    return report
+
+
+def draft(options: Options, caller: Caller) -> Plan:
+    """The plan alone: nothing is converted and nothing written."""
+    inspected = caller.inspect(caller.gather(options), options, (), ())
+    return _fitted(caller.plan(inspected, options), caller)
+
+
+def _run(options: Options, caller: Caller, store: Store, started: float) -> Report:
+    gathered = caller.gather(options)
+    amendments = _Amendments()
+    sweep(store.folder)
+    sweep(neighbour(Path(options.destination)))
+    while True:
+        inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
+        plan = _fitted(caller.plan(inspected, options), caller)
+        check_disk(plan, store.folder, Path(options.destination))
+        store.prepare()
+        path = store.save_plan(plan)
+        try:
+            results = caller.convert(plan, path)
+        finally:
+            discard(path)
+        if not any(result.amends for result in results):
+            break
+        for result in results:
+            for bad in result.bad:
+                refuse_if_wanted(bad, options)
+        amendments = amendments.with_results(results)
+        caller.say(_amended(amendments))
+    report = caller.report(plan, results)
+    files = caller.write(plan, results, report)
+    return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+
+
+def _fitted(plan: Plan, caller: Caller) -> Plan:
+    """The plan with as many workers as its memory allows."""
+    budget, wanted = plan.options.memory_budget, min(plan.options.workers, max(len(plan.chunks), 1))
+    workers = workers_within(budget, plan.memory, wanted, caller.processes, caller.orchestrated)
+    memory = projected(plan.memory, workers, caller.processes, caller.orchestrated)
+    return replace(plan, workers=workers, memory=memory)
+
+
+def _amended(amendments: _Amendments) -> str:
+    causes = []
+    if amendments.widened:
+        causes.append(f"{len(amendments.widened)} column(s) need a wider type than the samples showed")
+    if amendments.bad:
+        causes.append(f"{len(amendments.bad)} source(s) cannot be read")
+    return f"Planning again: {' and '.join(causes)}."
+
+
+def _clean(options: Options) -> None:
+    """Remove what only this run needed; kept parts stay."""
+    store = Store(Path(options.work_dir))
+    if not options.keep_chunks:
+        for folder in (store.parts, store.records, store.results):
+            discard(folder)
+        with suppress(OSError):
+            store.folder.rmdir()
+    _remove_if_unused(neighbour(Path(options.destination)))
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Remove a neighbour folder that holds nothing but the lock."""
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {"lock"}:
+            (folder / "lock").unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan as text: what would be done, where, and what it would cost."""
+    inspected, gathered = plan.inspected, plan.inspected.gathered
+    about = "" if plan.rows_counted else "about "
+    files = sum(len(one.sources) for one in gathered.datasets)
+    text = [
+        f"source       {gathered.root}: {len(gathered.datasets)} dataset(s), {files} table(s), "
+        f"{gathered.ignored} other file(s) ignored",
+        f"preset       {plan.options.preset.name or 'none'}",
+        f"base         {gathered.label(inspected.base)}: {about}{plan.rows:,} rows",
+    ]
+    for schema in inspected.schemas:
+        lacking = sum(one.source(schema.compartment) is None for one in gathered.datasets)
+        text.append(
+            f"table        {schema.label}: {len(schema.columns):,} columns"
+            + (f", keys {schema.image_number} + {schema.object_number}" if schema.object_number else "")
+            + (f", missing in {lacking} dataset(s)" if lacking else "")
+        )
+    for relation in inspected.relations:
+        text.append(
+            f"relation     {gathered.label(relation.child)}.{relation.column} -> {gathered.label(relation.parent)}"
+        )
+    for check in plan.key_checks:
+        text.append(f"keys         {gathered.label(check.compartment)}: {check.finding}")
+    for table in plan.tables:
+        text.append(f"output       {table.name}: {len(table.columns):,} columns")
+    for dataset in gathered.datasets[:20]:
+        number = "" if dataset.table_number is None else f", TableNumber {dataset.table_number}"
+        text.append(f"dataset      {dataset.name}{number}")
+    if len(gathered.datasets) > 20:
+        text.append(f"dataset      ... and {len(gathered.datasets) - 20} more")
+    for skipped in gathered.skipped[:20]:
+        text.append(f"skipped      {skipped.where}: {skipped.cause}")
+    text += [
+        f"chunks       {len(plan.chunks)}, {plan.workers} at a time",
+        f"memory       {show_bytes(plan.memory)} projected, budget {show_bytes(plan.options.memory_budget)}",
+        f"disk         up to {show_bytes(plan.disk)} of parts in {plan.options.work_dir}, as much for the output",
+        f"destination  {plan.options.destination}",
+    ]
+    return text

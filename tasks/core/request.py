@@ -1,0 +1,222 @@
+"""From the arguments that a user gives to the options that the stages take, each checked with a clear error."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
+from prefect_cytotable.tasks.core.errors import ArgumentError, UnknownArgumentError, nearest
+from prefect_cytotable.tasks.core.layout import image_patterns
+from prefect_cytotable.tasks.core.model import Format, OnBadSource, Options, Preset, PresetRelation, Unmatched
+from prefect_cytotable.tasks.core.presets import load_preset
+from prefect_cytotable.tasks.core.schema import check_casts
+from prefect_cytotable.tasks.core.store import neighbour
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DESTINATIONS = ("parquet",)
+"""What a conversion can write."""
+
+_CYTOTABLE_ONLY = {
+    "parsl_config": "Runs are set up with task_runner= here ('sequential', 'concurrent', 'process', 'dask').",
+    "dest_backend": "Only Parquet files are written; an Iceberg warehouse can read them.",
+}
+
+
+def named_arguments(model: Callable[..., object] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a misspelt argument an error that names the nearest one.
+
+    Args:
+        model: The function whose arguments are known, where it is not the decorated one.
+
+    Raises:
+        UnknownArgumentError: An argument has a name that the function does not know.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(model or function).parameters
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in parameters:
+                    hint = _CYTOTABLE_ONLY.get(name) or nearest(name, parameters)
+                    raise UnknownArgumentError(f"{function.__name__}() has no argument {name!r}. {hint}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def make_options(
+    *,
+    source_path: str | Path,
+    dest_path: str | Path,
+    dest_datatype: str,
+    source_datatype: str | None,
+    metadata: Sequence[str] | None,
+    compartments: Sequence[str] | None,
+    identifying_columns: Sequence[str] | None,
+    concat: bool,
+    join: bool,
+    joins: str | None,
+    chunk_size: int | None,
+    infer_common_schema: bool,
+    drop_null: bool,
+    data_type_cast_map: Mapping[str, str] | None,
+    add_tablenumber: bool | None,
+    page_keys: Mapping[str, str] | None,
+    sort_output: bool,
+    preset: str | None,
+    memory_budget: str | int,
+    work_dir: str | Path | None,
+    overwrite: bool,
+    unmatched: str,
+    on_bad_source: str,
+    image_columns: str | Sequence[str],
+    keep_chunks: bool,
+    relations: Mapping[str, str] | None,
+    workers: int | None,
+) -> Options:
+    """The options of a conversion. See `prefect_cytotable.flows.convert` for the arguments.
+
+    Raises:
+        ArgumentError: An argument has a value that cannot be used.
+        PresetError: There is no such preset.
+    """
+    _choice("dest_datatype", dest_datatype, DESTINATIONS)
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ArgumentError(f"chunk_size is {chunk_size!r}, not a positive number of rows.")
+    if joins is not None and not join:
+        raise ArgumentError("joins was given together with join=False. Leave one of them out.")
+    for name, value in (("source_path", source_path), ("dest_path", dest_path)):
+        if not str(value).strip():
+            raise ArgumentError(f"{name} is empty.")
+        if "://" in str(value):
+            raise ArgumentError(f"{name} is {str(value)!r}; this version reads and writes local paths only.")
+    chosen = load_preset(preset)
+    effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
+    destination = Path(dest_path).expanduser().absolute()
+    return Options(
+        source=str(Path(source_path).expanduser()),
+        destination=str(destination),
+        work_dir=str(Path(work_dir).expanduser().absolute() if work_dir else neighbour(destination)),
+        preset=effective,
+        memory_budget=parse_bytes(memory_budget),
+        workers=_workers(workers),
+        formats=_formats(source_datatype, chosen),
+        join=bool(join),
+        concat=bool(concat),
+        query=(joins or "").strip().rstrip(";") if join else "",
+        chunk_rows=chunk_size or 0,
+        common_schema=bool(infer_common_schema),
+        drop_null=bool(drop_null),
+        casts=check_casts(dict(data_type_cast_map or {})),
+        table_number=add_tablenumber,
+        object_numbers=_object_numbers(page_keys, effective),
+        sort_output=bool(sort_output),
+        overwrite=bool(overwrite),
+        keep_chunks=bool(keep_chunks),
+        unmatched=Unmatched(_choice("unmatched", unmatched, list(Unmatched))),
+        on_bad_source=OnBadSource(_choice("on_bad_source", on_bad_source, list(OnBadSource))),
+        image_columns=image_patterns(_texts("image_columns", image_columns), effective.image_columns),
+        relations=_relations(relations, effective),
+        required=tuple(one.lower() for one in compartments or ()),
+    )
+
+
+def _choice(name: str, value: object, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(f"{name} is {value!r}. {nearest(str(value), choices)}")
+    return value
+
+
+def _texts(name: str, value: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        if not value:
+            raise ArgumentError(f"{name} is empty.")
+        return value
+    if not all(isinstance(one, str) and one for one in value):
+        raise ArgumentError(f"{name} is {value!r}, not a list of names.")
+    return tuple(value)
+
+
+def _workers(wanted: int | None) -> int:
+    if wanted is None:
+        return max_threads()
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ArgumentError(f"workers is {wanted!r}, not a positive number.")
+    return wanted
+
+
+def _formats(source_datatype: str | None, preset: Preset) -> tuple[Format, ...]:
+    if source_datatype is None:
+        return (preset.format,) if preset.name else tuple(Format)
+    return (Format(_choice("source_datatype", source_datatype.lower().lstrip("."), list(Format))),)
+
+
+def _effective(
+    preset: Preset,
+    metadata: Sequence[str] | None,
+    compartments: Sequence[str] | None,
+    identifying_columns: Sequence[str] | None,
+    page_keys: Mapping[str, str] | None,
+) -> Preset:
+    """The preset with what the user put in the place of its own."""
+    if compartments is not None:
+        names = tuple(dict.fromkeys(one.lower() for one in _list("compartments", compartments)))
+        preset = replace(preset, compartments=names, base=preset.base if preset.base in names else "")
+    if not preset.compartments:
+        raise ArgumentError(
+            "Without a preset, compartments must be named, for example compartments=['cells', 'nuclei']."
+        )
+    if metadata is not None:
+        preset = replace(preset, metadata=tuple(one.lower() for one in _list("metadata", metadata)))
+    both = set(preset.metadata) & set(preset.compartments)
+    if both:
+        raise ArgumentError(f"{sorted(both)[0]!r} is named in metadata and in compartments. Take it out of one.")
+    if identifying_columns is not None:
+        preset = replace(preset, identifying=_list("identifying_columns", identifying_columns))
+    images = [column for key, column in (page_keys or {}).items() if key.lower() in preset.metadata]
+    return replace(preset, image_number=images[0]) if images else preset
+
+
+def _list(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    texts = _texts(name, value)
+    return (texts,) if isinstance(texts, str) else texts
+
+
+def _object_numbers(page_keys: Mapping[str, str] | None, preset: Preset) -> tuple[tuple[str, str], ...]:
+    """The object number columns that ``page_keys`` names; "join" and the image table's key need none."""
+    pairs = []
+    for key, column in (page_keys or {}).items():
+        name = key.lower()
+        if name in preset.compartments:
+            if column != preset.image_number:
+                pairs.append((name, column))
+        elif name not in (*preset.metadata, "join"):
+            known = (*preset.compartments, *preset.metadata, "join")
+            raise ArgumentError(f"page_keys names {key!r}. {nearest(key, known)}")
+    return tuple(pairs)
+
+
+def _relations(relations: Mapping[str, str] | None, preset: Preset) -> tuple[PresetRelation, ...]:
+    """``relations={"Cytoplasm.Parent_Cells": "Cells"}`` as relations."""
+    found = []
+    for left, parent in (relations or {}).items():
+        child, dot, column = left.partition(".")
+        if not dot or not column:
+            raise ArgumentError(f"relations has {left!r}; write 'Child.Column', for example 'Cytoplasm.Parent_Cells'.")
+        for name in (child, parent):
+            if name.lower() not in preset.compartments:
+                raise ArgumentError(f"relations names {name!r}. {nearest(name, preset.compartments)}")
+        pattern = column.replace("{", "{{").replace("}", "}}")
+        found.append(PresetRelation(child.lower(), parent.lower(), pattern))
+    return tuple(found)

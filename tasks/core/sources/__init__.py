@@ -1,0 +1,1 @@
+"""Readers of measurements, one file a format, and the registry that finds them."""

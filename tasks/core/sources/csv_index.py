@@ -1,0 +1,190 @@
+"""Where the rows of each image lie in a large CSV file: one pass over its bytes, in bounded memory.
+
+A whole-plate file of many GB is cut into chunks by image, and each chunk then parses its own bytes alone. The pass
+finds line ends and the two key fields of each line with NumPy, a block at a time; it does not parse the other
+fields. Fields in quotes may hold delimiters and line breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect_cytotable.tasks.core.errors import BadSourceError
+from prefect_cytotable.tasks.core.model import Span
+from prefect_cytotable.tasks.core.sources.base import ImageRows, Index
+
+BLOCK_BYTES = 16 << 20
+SPLIT_ROWS = 512
+"""An image with more rows gets a span for every so many, so that a chunk can be a part of it."""
+
+_NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
+_MISSING = np.iinfo(np.int64).min
+
+Integers = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Every row of a file in its order: byte range, image number and object number (`missing` where empty)."""
+
+    starts: Integers
+    stops: Integers
+    images: Integers
+    objects: Integers | None
+
+
+def index_of(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Index:
+    """The index of a CSV file.
+
+    Args:
+        path: The file.
+        header_bytes: Where its first row begins.
+        image_field: Position of the image number among the fields.
+        object_field: Position of the object number, or None for an image table.
+
+    Raises:
+        BadSourceError: A row has too few fields, a key is no number, or the file ends within a row.
+    """
+    rows = scan(path, header_bytes, image_field, object_field)
+    known = rows.images != _MISSING
+    unique, finding = _uniqueness(rows, known)
+    return Index(tuple(_images(rows, known)), int((~known).sum()), unique, finding)
+
+
+def scan(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Rows:
+    """Byte ranges and keys of all rows; see `index_of`."""
+    fields = [image_field] if object_field is None else [image_field, object_field]
+    pieces: list[tuple[Integers, ...]] = []
+    for offset, block in _blocks(path, header_bytes):
+        try:
+            starts, stops, keys = _rows_of(block, fields)
+        except ValueError as error:
+            raise BadSourceError(
+                str(path), f"near byte {offset:,} {error}", "Export the file again, or repair the row."
+            ) from error
+        pieces.append((starts + offset, stops + offset, *keys))
+    empty = np.empty(0, np.int64)
+    columns = [np.concatenate(parts) for parts in zip(*pieces, strict=True)] if pieces else [empty] * 4
+    return Rows(columns[0], columns[1], columns[2], columns[3] if object_field is not None else None)
+
+
+def _blocks(path: Path, start: int) -> Iterator[tuple[int, Bytes]]:
+    """(offset, bytes) of stretches that end with a row's end."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = b""
+        while data := file.read(BLOCK_BYTES):
+            data = rest + data
+            end = _last_row_end(data)
+            if end:
+                yield start, np.frombuffer(data, np.uint8, count=end)
+            start, rest = start + end, data[end:]
+    if rest:
+        raise BadSourceError(
+            str(path),
+            "it ends within a row: the file is cut off, or its last line lacks a line break",
+            "Export the file again; if it is whole, add a line break at its end.",
+        )
+
+
+def _last_row_end(data: bytes) -> int:
+    """Bytes up to and with the last line break outside quotes; `data` begins outside quotes."""
+    end = data.rfind(b"\n") + 1
+    while end and data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    return end
+
+
+def _rows_of(block: Bytes, fields: list[int]) -> tuple[Integers, Integers, list[Integers]]:
+    separator = (block == _COMMA) | (block == _NEWLINE)
+    if (quotes := block == _QUOTE).any():
+        separator &= (np.cumsum(quotes, dtype=np.uint8) & 1) == 0
+    separators = np.flatnonzero(separator)
+    row_ends = np.flatnonzero(block[separators] == _NEWLINE)
+    stops = separators[row_ends] + 1
+    starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
+    filled = (stops - starts > 2) | ((stops - starts == 2) & (block[starts] != _RETURN))
+    first = np.concatenate([[0], row_ends[:-1] + 1])[filled]
+    last = row_ends[filled]
+    starts, stops = starts[filled], stops[filled]
+    keys = []
+    for field in fields:
+        if (first + field > last).any():
+            raise ValueError("a row has fewer fields than the header")
+        ends = separators[first + field]
+        begins = starts if field == 0 else separators[first + field - 1] + 1
+        keys.append(_numbers(block, begins, ends))
+    return starts, stops.astype(np.int64), keys
+
+
+def _numbers(block: Bytes, begins: Integers, ends: Integers) -> Integers:
+    """The whole numbers that stand at these places; an empty field is missing."""
+    widths = ends - begins
+    values = np.zeros(len(begins), np.int64)
+    plain = (widths > 0) & (widths <= 18)
+    for digit in range(int(widths[plain].max(initial=0))):
+        here = plain & (widths > digit)
+        bytes_here = block[np.where(here, begins + digit, 0)]
+        plain &= ~here | ((bytes_here >= 48) & (bytes_here <= 57))
+        values = np.where(here, values * 10 + bytes_here.astype(np.int64) - 48, values)
+    for row in np.flatnonzero(~plain):
+        values[row] = _number(bytes(block[begins[row] : ends[row]]))
+    return values
+
+
+def _number(text: bytes) -> int:
+    text = text.strip().strip(b'"').strip()
+    if text.lower() in (b"", b"nan", b"null", b"na"):
+        return int(_MISSING)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"a key is {text[:40].decode(errors='replace')!r}, not a number") from None
+    if not value.is_integer():
+        raise ValueError(f"a key is {value}, not a whole number")
+    return int(value)
+
+
+def _images(rows: Rows, known: NDArray[np.bool_]) -> Iterator[ImageRows]:
+    """The rows of each image; rows that lie together make one span, large ones several."""
+    order = np.flatnonzero(known)
+    order = order[np.argsort(rows.images[order], kind="stable")]
+    images = rows.images[order]
+    borders = np.flatnonzero(np.diff(images)) + 1
+    for places in np.split(order, borders) if len(order) else []:
+        yield ImageRows(int(rows.images[places[0]]), len(places), tuple(_spans(rows, places)))
+
+
+def _spans(rows: Rows, places: Integers) -> Iterator[Span]:
+    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+    numbers = rows.objects
+    ordered = (
+        numbers is not None
+        and len(places) > SPLIT_ROWS
+        and bool((numbers[places] != _MISSING).all())
+        and bool((np.diff(numbers[places]) >= 0).all())
+    )
+    for run in runs:
+        for start in range(0, len(run), SPLIT_ROWS) if ordered else [0]:
+            piece = run[start : start + SPLIT_ROWS] if ordered else run
+            bounds = (int(numbers[piece[0]]), int(numbers[piece[-1]])) if ordered and numbers is not None else (0, 0)
+            yield Span(int(rows.starts[piece[0]]), int(rows.stops[piece[-1]]), *bounds)
+
+
+def _uniqueness(rows: Rows, known: NDArray[np.bool_]) -> tuple[bool | None, str]:
+    if rows.objects is None:
+        return None, "one row for each image"
+    known = known & (rows.objects != _MISSING)
+    images, objects = rows.images[known], rows.objects[known]
+    order = np.lexsort((objects, images))
+    images, objects = images[order], objects[order]
+    again = np.flatnonzero((np.diff(images) == 0) & (np.diff(objects) == 0))
+    if not len(again):
+        return True, "unique (counted)"
+    listed = "; ".join(f"image {images[place]}, object {objects[place]}" for place in again[:3])
+    return False, f"repeated: {listed}"
