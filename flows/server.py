@@ -20,7 +20,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -374,8 +374,8 @@ def _wait_for_answer(server: ServerState, deadline: float) -> None:
             return
         if time.monotonic() >= deadline:
             raise ServerError(
-                f"the Prefect server (process {server.pid}) did not answer at {server.url} in time. Stop it and "
-                f"start it with a longer timeout; its log is {server.log}{_last_lines(server.log)}"
+                f"the Prefect server (process {server.pid}) did not answer at {server.url} in time. If it still "
+                f"runs, stop it; then start with a longer timeout. Its log is {server.log}{_last_lines(server.log)}"
             )
         time.sleep(0.1)
     raise ServerError(
@@ -414,8 +414,14 @@ def _end(server: ServerState, timeout: float) -> None:
     if sys.platform == "win32":  # pragma: no cover - start() refuses
         return
     if _is_alive(server):
-        with suppress(ProcessLookupError):
+        try:
             os.kill(server.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise ServerError(
+                f"the Prefect server (process {server.pid}) belongs to another user: let that user stop it"
+            ) from error
         _wait_for_end(server, timeout)
     if _process_identity(server.pid) in (None, server.identity):
         # start() made it the leader of a process group, whose number is not used again while anyone is in it.
@@ -508,23 +514,30 @@ def _process_identity(pid: int) -> str | None:
 @contextmanager
 def _lock(folder: Path, deadline: float) -> Iterator[None]:
     """Hold the right to start or stop the server; threads and processes exclude each other."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / f"server-{_host_name()}.lock").open("a", encoding="utf-8") as file:
-        while not _try_lock(file.fileno()):
-            if time.monotonic() >= deadline:
-                raise ServerError(
-                    f"another start or stop of the Prefect server is under way (lock {file.name}): "
-                    "wait for it, or end it, and try again"
-                )
-            time.sleep(0.05)
+    path = folder / f"server-{_host_name()}.lock"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a", encoding="utf-8"))
+            while not _try_lock(file.fileno()):
+                if time.monotonic() >= deadline:
+                    raise ServerError(
+                        f"another start or stop of the Prefect server is under way (lock {path}): "
+                        "wait for it, or end it, and try again"
+                    )
+                time.sleep(0.05)
+        except OSError as error:
+            raise ServerError(
+                f"cannot keep the state of a Prefect server in {folder}: {error}. "
+                "Set PREFECT_CYTOTABLE_HOME to a folder that you may write to"
+            ) from error
         yield  # closing the file ends the lock; the file stays, removing it would let two processes in
 
 
 def _try_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True

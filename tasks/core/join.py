@@ -6,6 +6,7 @@ Wide rows never go through the join. Every join is on (dataset, image number, ob
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import duckdb
 import numpy as np
@@ -114,7 +115,13 @@ def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def connection() -> duckdb.DuckDBPyConnection:
-    """A DuckDB of its own, for one thread and one chunk, that sees nothing but what is registered with it."""
+    """A DuckDB connection of its own, for one thread and one chunk; what is registered with it no other one sees."""
+    return _database().cursor()
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """The one in-memory database of this process, whose opening takes longer than a chunk's joins."""
     return duckdb.connect(
         ":memory:",
         config={

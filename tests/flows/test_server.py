@@ -359,6 +359,16 @@ def test_one_start_at_a_time(own_state_folder: Path) -> None:
         server.start(port=free_port(), timeout=0.1)
 
 
+def test_a_state_folder_that_cannot_be_made_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "file" / "state"))
+    with pytest.raises(ServerError, match="PREFECT_CYTOTABLE_HOME"):
+        server.start(port=free_port())
+    assert server.status() is None
+
+
 def test_the_environment_of_the_server_is_the_users_with_our_address(tmp_path: Path) -> None:
     variables = {
         "PREFECT_API_URL": OTHER,

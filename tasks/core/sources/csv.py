@@ -19,7 +19,9 @@ from prefect_cytotable.tasks.core.sources import csv_index
 from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Index, Keys, Request, Sample
 from pyarrow import csv as arrow_csv
 
-SAMPLE_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 18
+"""Text of which types are inferred, at each of up to three places of a file."""
+
 HEADER_LIMIT = 64 << 20
 BLOCK_BYTES = 8 << 20
 """Text that the parser holds in its own form at a time; a longer row gets a block of its own."""

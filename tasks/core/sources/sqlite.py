@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-import adbc_driver_sqlite.dbapi as adbc
+import adbc_driver_manager
+import adbc_driver_sqlite
 import pyarrow as pa
 from prefect_cytotable.tasks.core.errors import BadSourceError, CytotableError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source, Span
@@ -186,7 +187,7 @@ def _errors(where: str) -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         raise BadSourceError(where, "a text in it is not UTF-8", f"SQLite says: {error}.") from error
-    except (sqlite3.Error, adbc.Error, OSError) as error:
+    except (sqlite3.Error, adbc_driver_manager.Error, OSError) as error:
         text = str(error)
         if "locked" in text or "busy" in text:
             raise SourceBusyError(
@@ -317,10 +318,21 @@ def _fetch(request: Request, columns: list[tuple[str, ColumnType]], expressions:
     first = ", ".join(f"{_LITERALS[type_]} AS c{number}" for number, (_, type_) in enumerate(columns))
     where, values = _where(request)
     query = f"SELECT {first} UNION ALL SELECT {', '.join(expressions)} FROM {_quoted(request.source.table)}{where}"
-    with adbc.connect(_uri(Path(request.source.path))) as connection, connection.cursor() as cursor:
-        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
-        cursor.execute(query, values or None)
-        return cursor.fetch_arrow_table().slice(1).combine_chunks()
+    with (
+        adbc_driver_sqlite.connect(_uri(Path(request.source.path))) as database,
+        adbc_driver_manager.AdbcConnection(database) as connection,
+        adbc_driver_manager.AdbcStatement(connection) as statement,
+    ):
+        statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
+        statement.set_sql_query(query)
+        if values:
+            statement.prepare()
+            statement.bind(
+                pa.record_batch([pa.array([value]) for value in values], [str(n) for n in range(len(values))])
+            )
+        stream, _ = statement.execute_query()
+        with pa.RecordBatchReader._import_from_c(stream.address) as reader:
+            return reader.read_all().slice(1).combine_chunks()
 
 
 def _as_planned(table: pa.Table, columns: list[tuple[str, ColumnType]]) -> pa.Table:
