@@ -6,6 +6,7 @@ Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,12 @@ from prefect_cytotable.tasks.core.errors import (
 from prefect_cytotable.tasks.core.pipeline import plan_lines
 from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
 from prefect_cytotable.tasks.core.progress import Lines, Silent
+
+QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "DASK_LOGGING__DISTRIBUTED": "error",
+}
+"""The run tells its progress itself; Prefect's own lines go to the server, and not to the terminal as well."""
 
 FAILED, WRONG_ARGUMENTS, INTERRUPTED = 1, 2, 130
 NO_PRESET = "none"
@@ -53,6 +60,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

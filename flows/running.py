@@ -50,7 +50,8 @@ def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progr
 
         if where is Orchestration.EPHEMERAL:
             heard.say(EPHEMERAL)
-        return orchestrated.convert(arguments, runner, heard)
+        answer: Returned = orchestrated.convert(arguments, runner, heard)
+        return answer
     heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
     report = pipeline.run(options, LocalCaller(Runner(runner), heard))

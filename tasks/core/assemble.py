@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect_cytotable.tasks.core import query as queries
+from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
 from prefect_cytotable.tasks.core.errors import CastError
 from prefect_cytotable.tasks.core.layout import DATASET
 from prefect_cytotable.tasks.core.load import Findings, Loaded
@@ -45,7 +46,7 @@ def take(
 def table_numbers(plan: Plan, chunk: Chunk, dataset: pa.Array) -> pa.Array:
     """The TableNumber of each row, from its dataset's position in the chunk."""
     numbers = [plan.datasets[slice_.dataset].table_number for slice_ in chunk.slices]
-    return pa.array(numbers, pa.int64()).take(dataset)
+    return from_numpy(np.array(numbers, np.int64)).take(dataset)
 
 
 def cast(array: pa.Array, column: OutputColumn) -> pa.Array:
@@ -87,7 +88,7 @@ def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Ta
         missing = column.is_null(nan_is_null=True)
         if pc.any(missing).as_py():
             keep &= ~missing.to_numpy()
-    dropped = Counter(np.asarray(dataset)[~keep].tolist())
+    dropped = Counter(to_numpy(dataset)[~keep].tolist())
     return table.filter(pa.array(keep)), dropped
 
 
@@ -101,7 +102,7 @@ def query(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded]) -> tuple[pa.Table
         results.append(_as_planned(plan, chunk, result, output, position))
         rows.append(result.num_rows)
     table = pa.concat_tables(results)
-    return table.combine_chunks(), pa.array(np.repeat(np.arange(len(rows), dtype=np.int32), rows))
+    return table.combine_chunks(), from_numpy(np.repeat(np.arange(len(rows), dtype=np.int32), rows))
 
 
 def _is_straight(order: pa.Array | None, rows: int) -> bool:
@@ -110,7 +111,7 @@ def _is_straight(order: pa.Array | None, rows: int) -> bool:
         return True
     if len(order) != rows or order.null_count:
         return False
-    return bool(np.array_equal(order.to_numpy(), np.arange(rows)))
+    return bool(np.array_equal(to_numpy(order), np.arange(rows)))
 
 
 def _queried_table(plan: Plan, chunk: Chunk, table: Loaded, position: int) -> pa.Table:
@@ -135,7 +136,7 @@ def _as_planned(
     arrays = []
     for column in output:
         if column.compartment == DATASET and column.name not in result.column_names:
-            dataset = pa.array(np.full(result.num_rows, position, np.int32))
+            dataset = from_numpy(np.full(result.num_rows, position, np.int32))
             arrays.append(table_numbers(plan, chunk, dataset))
             continue
         found = result.column(result.column_names.index(column.name)).combine_chunks()

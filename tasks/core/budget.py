@@ -23,6 +23,7 @@ COPIES = 2.6
 
 SMALLEST_CHUNK = 4 * MIB
 LARGEST_CHUNK = 64 * MIB
+SMALLEST_SHARE = 6 * MIB
 """Arrow bytes of a chunk's rows. Larger ones gain nothing in speed; smaller ones cost columns their length."""
 
 _UNITS = {
@@ -71,6 +72,17 @@ def show_bytes(size: float) -> str:
 def chunk_bytes(budget: int) -> int:
     """Arrow bytes that a chunk's rows may take: from the budget alone, so that every runner makes the same chunks."""
     return int(min(max((budget - 256 * MIB) / 12, SMALLEST_CHUNK), LARGEST_CHUNK))
+
+
+def even_share(total: int, limit: int) -> int:
+    """Bytes of a chunk, at most `limit`, so that `total` becomes chunks of about the same size.
+
+    Their number is a multiple of four where the data is large enough: two or four workers then end together.
+    """
+    chunks = -(-total // limit)
+    if total >= 4 * SMALLEST_SHARE:
+        chunks = -(-max(chunks, 4) // 4) * 4
+    return -(-total // max(chunks, 1)) or limit
 
 
 def workers_within(budget: int, chunk_memory: int, wanted: int, processes: bool, orchestrated: bool) -> int:

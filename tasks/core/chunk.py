@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect_cytotable.tasks.core import assemble
+from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
 from prefect_cytotable.tasks.core.errors import AccountError, UnmatchedError
 from prefect_cytotable.tasks.core.join import join, steps_from
 from prefect_cytotable.tasks.core.load import (
@@ -78,19 +79,19 @@ def _joined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chunk
     if findings.amends:
         return empty
     base = loaded[plan.inspected.base]
-    rows_in = Counter(np.asarray(base.keys.dataset).tolist())
+    rows_in = Counter(to_numpy(base.keys.dataset).tolist())
     tables_in = tuple((name, table.rows) for name, table in loaded.items())
     _compare_counts(plan, chunk, loaded, findings)
     added: Counter[int] = Counter()
     dropped: Dropped
     if plan.options.query:
         table, dataset = assemble.query(plan, chunk, loaded)
-        made = Counter(np.asarray(dataset).tolist())
+        made = Counter(to_numpy(dataset).tolist())
         dropped = Counter({(ds, Cause.QUERY): rows for ds, rows in (rows_in - made).items()})
         added = made - rows_in
     else:
         table, dataset, dropped = _matched(plan, chunk, loaded, findings)
-    rows_out = Counter(np.asarray(dataset).tolist())
+    rows_out = Counter(to_numpy(dataset).tolist())
     table, nulls = assemble.without_nulls(plan, table, dataset)
     rows_out.subtract(nulls)
     dropped += Counter({(ds, Cause.HAS_NULL): rows for ds, rows in nulls.items()})
@@ -147,9 +148,9 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
         dataset = loaded.keys.dataset.take(order)
         table = assemble.take(plan, chunk, output.columns, {output.name: loaded}, {output.name: order}, dataset)
         table, nulls = assemble.without_nulls(plan, table, dataset)
-        rows_in += Counter(np.asarray(loaded.keys.dataset).tolist()) + loaded.keyless
-        rows_out += Counter(np.asarray(dataset).tolist()) - nulls
-        unnumbered = Counter(np.asarray(loaded.keys.dataset.filter(loaded.keys.image.is_null())).tolist())
+        rows_in += Counter(to_numpy(loaded.keys.dataset).tolist()) + loaded.keyless
+        rows_out += Counter(to_numpy(dataset).tolist()) - nulls
+        unnumbered = Counter(to_numpy(loaded.keys.dataset.filter(loaded.keys.image.is_null())).tolist())
         for ds, rows in (unnumbered + loaded.keyless).items():
             dropped[ds, Cause.NO_IMAGE_NUMBER] += rows
         for ds, rows in nulls.items():
@@ -164,13 +165,13 @@ def _order(loaded: Loaded, sort: bool) -> pa.Array:
     """Positions of the rows that have an image number, in the order of (dataset, image, object)."""
     known = np.flatnonzero(np.asarray(loaded.keys.image.is_valid()))
     if not sort:
-        return pa.array(known)
+        return from_numpy(known)
     columns = {"ds": loaded.keys.dataset, "image": loaded.keys.image}
     if loaded.keys.object is not None:
         columns["object"] = loaded.keys.object
-    keys = pa.table(columns).take(pa.array(known))
+    keys = pa.table(columns).take(from_numpy(known))
     order = pc.sort_indices(keys, [(name, "ascending") for name in columns])
-    return pa.array(known[order.to_numpy()])
+    return from_numpy(known[to_numpy(order)])
 
 
 def _compare_counts(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded], findings: Findings) -> None:

@@ -110,7 +110,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     >>> nearest("zzz", ["b", "a"])
     'Choose one of: a, b.'
     """
-    known = sorted(choices)
+    known = sorted(map(str, choices))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:
         lower = {name.lower(): name for name in known}

@@ -75,7 +75,7 @@ def gather(options: Options) -> Gathered:
     used = {source.path for dataset in datasets for source in dataset.sources}
     labels = tuple(
         (key, naming.label_of(key, spelled.get(key, key)))
-        for key in (*options.preset.metadata, *options.preset.compartments)
+        for key in (*options.preset.metadata[:1], *options.preset.compartments)
     )
     gathered = Gathered(str(root), tuple(datasets), labels, tuple(skipped), len(files) - len(used))
     return _numbered(gathered, options)
@@ -130,7 +130,7 @@ def _nothing(root: Path, files: list[Path], formats: tuple[Format, ...], preset:
 
 
 def _expected(preset: Preset) -> list[str]:
-    keys = (*preset.metadata, *preset.compartments)
+    keys = (*preset.metadata[-1:], *preset.compartments)
     return [preset.table_names[0].format(label=naming.label_of(key, key)) for key in keys]
 
 
@@ -141,7 +141,9 @@ def _compartment(name: str, preset: Preset) -> tuple[str, str] | None:
         lower = name.lower()
         if lower.startswith(before) and lower.endswith(after) and len(lower) > len(before) + len(after):
             spelling = name[len(before) : len(name) - len(after)]
-            if spelling.lower() in (*preset.metadata, *preset.compartments):
+            if spelling.lower() in preset.metadata[-1:]:
+                return preset.metadata[0], spelling
+            if spelling.lower() in preset.compartments:
                 return spelling.lower(), spelling
     return None
 
@@ -206,9 +208,10 @@ def _add_folders(
         spelled.setdefault(key, spelling)
         status = file.stat()
         sources[key] = Source(key, str(file), Format.CSV, Fingerprint(status.st_size, status.st_mtime_ns))
+    top = root if root.is_dir() else root.parent
     for folder in sorted(folders):
-        name = _relative(folder, root if root.is_dir() else root.parent)
-        name = folder.name if name == "." else name
+        name = folder.relative_to(top).as_posix()
+        name = top.name if name == "." and top / top.name not in folders else name
         datasets.append(Dataset(name, tuple(folders[folder][key] for key in sorted(folders[folder]))))
 
 

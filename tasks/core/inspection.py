@@ -18,7 +18,6 @@ from prefect_cytotable.tasks.core.model import (
     Gathered,
     Inspected,
     Options,
-    PresetRelation,
     Relation,
     Schema,
     Skipped,
@@ -30,6 +29,9 @@ from prefect_cytotable.tasks.core.sources.registry import reader_of
 
 SAMPLES = 16
 """Sources of a compartment that are sampled for types, spread over all of them."""
+
+SAMPLE_BYTES = 2 << 20
+"""What is read of a compartment for them, in all."""
 
 Widened = tuple[tuple[str, str, ColumnType], ...]
 
@@ -99,6 +101,16 @@ def _bad(dataset: Dataset, source: Source, error: BadSourceError, options: Optio
     return skipped
 
 
+def unreadable(gathered: Gathered, error: BadSourceError) -> Skipped | None:
+    """The gathered source that `error` is about, as one to be skipped; None where it is about none of them."""
+    for dataset, source in _sources(gathered):
+        if source.where == error.source:
+            return Skipped(
+                dataset.name, source.compartment, source.where, error.cause, reader_of(source.format).count(source)
+            )
+    return None
+
+
 def _headers(gathered: Gathered, options: Options) -> _Headers:
     sources = list(_sources(gathered))
     columns: dict[str, tuple[str, ...]] = {}
@@ -126,15 +138,21 @@ def _samples(
         total += len(pairs)
         step = max(len(pairs) / SAMPLES, 1)
         chosen += [pairs[int(position * step)] for position in range(min(SAMPLES, len(pairs)))]
+    alike: dict[tuple[str, tuple[str, ...]], list[tuple[Dataset, Source]]] = {}
+    for dataset, source in chosen:
+        alike.setdefault((source.compartment, headers.columns[source.where]), []).append((dataset, source))
     samples: dict[str, list[Sample]] = {}
     bad: dict[str, Skipped] = {}
-    answers = _each(chosen, lambda one: reader_of(one.format).sample(one), options.workers)
-    for (dataset, source), answer in zip(chosen, answers, strict=True):
-        if isinstance(answer, BadSourceError):
-            bad[source.where] = _bad(dataset, source, answer, options)
-        else:
-            assert isinstance(answer, Sample)
-            samples.setdefault(source.compartment, []).append(answer)
+    for (key, _), pairs in alike.items():
+        reader = reader_of(pairs[0][1].format)
+        try:
+            samples.setdefault(key, []).append(reader.sample([source for _, source in pairs], SAMPLE_BYTES))
+        except BadSourceError:
+            for dataset, source in pairs:
+                try:
+                    samples.setdefault(key, []).append(reader.sample([source], SAMPLE_BYTES // len(pairs)))
+                except BadSourceError as error:
+                    bad[source.where] = _bad(dataset, source, error, options)
     return samples, bad, (len(chosen), total)
 
 
@@ -264,7 +282,8 @@ def _relations(tables: tuple[Schema, ...], gathered: Gathered, options: Options)
         child, parent = by_key.get(wanted.child), by_key.get(wanted.parent)
         if child is None or parent is None:
             continue
-        column = _parent_column(wanted, child, parent)
+        patterns = (wanted.column,) if options.relations else (wanted.column, *_USUAL_PARENTS)
+        column = _parent_column(patterns, child, parent)
         if column is None and options.relations:
             name = wanted.column.format(child=child.label, parent=parent.label)
             raise ArgumentError(
@@ -278,16 +297,17 @@ def _relations(tables: tuple[Schema, ...], gathered: Gathered, options: Options)
     for child in tables:
         for parent in tables:
             if parent.object_number and child is not parent:
-                wanted = PresetRelation(child.compartment, parent.compartment, "Parent_{parent}")
-                column = _parent_column(wanted, child, parent)
+                column = _parent_column(_USUAL_PARENTS, child, parent)
                 if column and frozenset((child.compartment, parent.compartment)) not in related:
                     found.append(Relation(child.compartment, parent.compartment, column))
     return tuple(found)
 
 
-def _parent_column(wanted: PresetRelation, child: Schema, parent: Schema) -> str | None:
+_USUAL_PARENTS = ("Parent_{parent}", "{child}_Parent_{parent}")
+
+
+def _parent_column(patterns: tuple[str, ...], child: Schema, parent: Schema) -> str | None:
     names = {column.name.lower(): column.name for column in child.columns}
-    patterns = (wanted.column, "Parent_{parent}", "{child}_Parent_{parent}")
     for pattern in patterns:
         name = pattern.format(child=child.label, parent=parent.label).lower()
         if name in names:

@@ -5,6 +5,7 @@ Wide rows never go through the join. Every join is on (dataset, image number, ob
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from prefect_cytotable.tasks.core.arrays import empty, from_numpy, whole_numbers
 from prefect_cytotable.tasks.core.errors import DuplicateKeyError
 from prefect_cytotable.tasks.core.model import IMAGE, Cause, Relation, Unmatched
 
@@ -71,7 +73,7 @@ class KeyTable:
 
     def arrow(self) -> pa.Table:
         """The keys as a table with the columns pos, ds, image, object, and p0, p1, ... for the parents."""
-        columns = {"pos": pa.array(np.arange(len(self.dataset), dtype=np.int64)), "ds": self.dataset}
+        columns = {"pos": from_numpy(np.arange(len(self.dataset), dtype=np.int64)), "ds": self.dataset}
         columns["image"] = self.image
         if self.object is not None:
             columns["object"] = self.object
@@ -104,14 +106,13 @@ def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Object or image numbers as int64; fractions and other values that number nothing become null."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else empty(array.type)
     if pa.types.is_integer(array.type):
         return array.cast(pa.int64())
     if pa.types.is_string(array.type):
         number = pc.match_substring_regex(array, r"^\s*\d{1,18}(\.0*)?\s*$")
         array = pc.if_else(number, pc.utf8_trim_whitespace(array), pa.scalar(None, pa.string())).cast(pa.float64())
-    whole = pc.and_(pc.equal(array, pc.floor(array)), pc.is_finite(array))
-    return pc.if_else(whole, array, pa.scalar(None, array.type)).cast(pa.int64())
+    return whole_numbers(array)
 
 
 def connection() -> duckdb.DuckDBPyConnection:
@@ -122,6 +123,7 @@ def connection() -> duckdb.DuckDBPyConnection:
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
     """The one in-memory database of this process, whose opening takes longer than a chunk's joins."""
+    atexit.register(_database.cache_clear)
     return duckdb.connect(
         ":memory:",
         config={
@@ -176,7 +178,7 @@ def join(
 
 def _column(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, empty(column.type)])
 
 
 def _refuse_duplicates(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from prefect_cytotable.tasks.core.arrays import empty, from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceChangedError
 from prefect_cytotable.tasks.core.join import KeyTable, Step, key_array, steps_from
 from prefect_cytotable.tasks.core.model import (
@@ -120,7 +121,7 @@ def load(
     positions = np.repeat(np.array([one for one, _ in tables], np.int32), sizes)
     keys_ = KeyTable(
         schema.label,
-        pa.array(positions, pa.int32()),
+        from_numpy(positions),
         key_array(arrays[schema.image_number]),
         key_array(arrays[schema.object_number]) if schema.object_number else None,
         {name: key_array(arrays[name]) for name in parents},
@@ -238,4 +239,4 @@ def _concatenated(pieces: list[pa.ChunkedArray], type_: ColumnType) -> pa.Array:
     chunks = [chunk for piece in pieces for chunk in piece.chunks]
     if len(chunks) == 1:
         return chunks[0]
-    return pa.concat_arrays(chunks) if chunks else pa.array([], to_arrow(type_))
+    return pa.concat_arrays(chunks) if chunks else empty(to_arrow(type_))

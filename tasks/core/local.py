@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +24,7 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
+from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.work import convert_job_with_retries
 
@@ -101,12 +98,7 @@ class LocalCaller:
     def _pool(self, workers: int) -> Executor:
         if not self.processes:
             return ThreadPoolExecutor(workers, thread_name_prefix="chunk")
-        return ProcessPoolExecutor(
-            workers,
-            multiprocessing.get_context("spawn"),
-            initializer=die_with_parent,
-            initargs=(os.getpid(),),
-        )
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
@@ -134,13 +126,3 @@ def _pooled(pool: Executor, path: str, numbers: list[int]) -> Iterator[ChunkResu
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def die_with_parent(parent: int) -> None:
-    """Make this worker end when the process that started it is gone, however that ended (Linux)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)

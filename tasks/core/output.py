@@ -7,9 +7,11 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, DestinationExistsError
-from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile, OutputTable, Part, Plan, Report
+from prefect_cytotable.tasks.core.model import ChunkResult, Dataset, Format, OutputFile, OutputTable, Part, Plan, Report
 from prefect_cytotable.tasks.core.sinks.parquet import write_whole
 from prefect_cytotable.tasks.core.store import TEMPORARY, discard, neighbour
 
@@ -31,7 +33,7 @@ def check_destination(destination: Path, source: Path, overwrite: bool, single: 
             )
         if not overwrite:
             raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
-        strangers = [path for path in destination.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+        strangers = [path for path in destination.rglob("*") if not path.is_dir() and not _made_here(path)]
         if strangers:
             raise DestinationExistsError(
                 f"{destination} holds files that this program did not make ({strangers[0].name}). Choose another."
@@ -42,6 +44,16 @@ def check_destination(destination: Path, source: Path, overwrite: bool, single: 
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"{destination}: its folder cannot be made ({error.strerror}).") from error
+
+
+def _made_here(path: Path) -> bool:
+    """Whether a file is a table that this program wrote."""
+    if path.suffix != ".parquet" or path.is_symlink():
+        return False
+    try:
+        return reports.is_metadata(pq.read_metadata(path).metadata)
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def write_output(plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
@@ -88,6 +100,7 @@ def _folder(
 ) -> list[OutputFile]:
     """A file for each table, for each chunk, or for both."""
     temporary.mkdir()
+    places = {dataset.name: _place(dataset) for dataset in plan.datasets}
     files = []
     for table in plan.tables:
         parts = [part for result in results for part in result.parts if part.table == table.name]
@@ -105,9 +118,17 @@ def _folder(
         for name, group in groups:
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            source = group[0].dataset if group and not plan.options.concat else ""
+            source = places[group[0].dataset] if group and not plan.options.concat else ""
             files.append(_file(plan, table, group, path, final / name, report, source))
     return files
+
+
+def _place(dataset: Dataset) -> str:
+    """The SQLite file or the folder of CSV files that a dataset is."""
+    source = next(iter(dataset.sources), None)
+    if source is None:
+        return ""
+    return source.path if source.format is Format.SQLITE else str(Path(source.path).parent)
 
 
 def _table_name(plan: Plan, table: OutputTable) -> str:
@@ -126,10 +147,14 @@ def _safe(name: str) -> str:
 
 
 def _into_place(temporary: Path, destination: Path) -> None:
-    if destination.is_dir() and not destination.is_symlink():
+    if os.path.lexists(destination) and (destination.is_dir() or temporary.is_dir()):
         old = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}-old"
         destination.rename(old)
-        temporary.rename(destination)
+        try:
+            temporary.rename(destination)
+        except BaseException:
+            old.rename(destination)
+            raise
         discard(old)
     else:
         temporary.replace(destination)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
+from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
+from prefect_cytotable.tasks.core.inspection import unreadable
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
@@ -107,22 +109,39 @@ def run(options: Options, caller: Caller) -> Report:
     destination = Path(options.destination)
     check_destination(destination, Path(options.source), options.overwrite, options.join and options.concat)
     made = not neighbour(destination).exists()
-    try:
-        with lock(destination):
+    with lock(destination):
+        try:
             report = _run(options, caller, Store(Path(options.work_dir)), started)
-            _clean(options)
-    except BaseException:
-        if made:
-            _remove_if_unused(neighbour(destination))
-        raise
+        except BaseException:
+            _remove_if_unused(Path(options.work_dir))
+            if made:
+                _remove_if_unused(neighbour(destination))
+            raise
+        _clean(options)
     caller.publish(report)
     return report
 
 
 def draft(options: Options, caller: Caller) -> Plan:
     """The plan alone: nothing is converted and nothing written."""
-    inspected = caller.inspect(caller.gather(options), options, (), ())
-    return _fitted(caller.plan(inspected, options), caller)
+    plan, _ = _planned(caller.gather(options), options, caller, _Amendments())
+    return plan
+
+
+def _planned(
+    gathered: Gathered, options: Options, caller: Caller, amendments: _Amendments
+) -> tuple[Plan, _Amendments]:
+    """The plan without the sources that cannot be read, those among them that only an index shows to be bad."""
+    while True:
+        inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
+        try:
+            return _fitted(caller.plan(inspected, options), caller), amendments
+        except BadSourceError as error:
+            bad = unreadable(inspected.gathered, error)
+            if bad is None:
+                raise
+            refuse_if_wanted(bad, options)
+            amendments = replace(amendments, bad=(*amendments.bad, bad))
 
 
 def _run(options: Options, caller: Caller, store: Store, started: float) -> Report:
@@ -131,8 +150,7 @@ def _run(options: Options, caller: Caller, store: Store, started: float) -> Repo
     sweep(store.folder)
     sweep(neighbour(Path(options.destination)))
     while True:
-        inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
-        plan = _fitted(caller.plan(inspected, options), caller)
+        plan, amendments = _planned(gathered, options, caller, amendments)
         check_disk(plan, store.folder, Path(options.destination))
         store.prepare()
         path = store.save_plan(plan)
@@ -145,7 +163,9 @@ def _run(options: Options, caller: Caller, store: Store, started: float) -> Repo
         for result in results:
             for bad in result.bad:
                 refuse_if_wanted(bad, options)
-        amendments = amendments.with_results(results)
+        before, amendments = amendments, amendments.with_results(results)
+        if amendments == before:
+            raise AccountError(f"Planning again would change nothing: {amendments}. Please report this defect.")
         caller.say(_amended(amendments))
     report = caller.report(plan, results)
     files = caller.write(plan, results, report)
@@ -181,7 +201,11 @@ def _clean(options: Options) -> None:
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """Remove a neighbour folder that holds nothing but the lock."""
+    """Remove a folder of a run where it holds nothing but the lock and empty folders."""
+    store = Store(folder)
+    for inner in (store.parts, store.records, store.results):
+        with suppress(OSError):
+            inner.rmdir()
     with suppress(OSError):
         if {path.name for path in folder.iterdir()} <= {"lock"}:
             (folder / "lock").unlink(missing_ok=True)

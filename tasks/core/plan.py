@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 from prefect_cytotable.tasks.core import query as queries
-from prefect_cytotable.tasks.core.budget import COPIES, chunk_bytes, show_bytes
+from prefect_cytotable.tasks.core.budget import COPIES, chunk_bytes, even_share, show_bytes
 from prefect_cytotable.tasks.core.errors import DiskSpaceError, DuplicateKeyError
 from prefect_cytotable.tasks.core.layout import DATASET, output_tables
 from prefect_cytotable.tasks.core.model import (
@@ -73,6 +73,7 @@ def plan(inspected: Inspected, options: Options) -> Plan:
     with ThreadPoolExecutor(options.workers) as pool:
         datasets = range(len(inspected.gathered.datasets))
         sizes = list(pool.map(lambda number: _sizes(inspected, options, number, limit), datasets))
+    limit = even_share(sum(one.memory for one in sizes), limit)
     checks = _key_checks(inspected, options, sizes)
     drafts = list(_draft(inspected, options, sizes, limit))
     seed = _seed(inspected, options, tables, with_table_number)
@@ -227,7 +228,7 @@ def _draft(inspected: Inspected, options: Options, sizes: list[_Sizes], limit: i
             yield from _cut(inspected, options, one.dataset, one.indexes, limit)
             continue
         rows = sum(row for _, row, _ in waiting) + one.rows
-        memory = sum(size for _, _, size in waiting) + one.memory
+        memory = sum(size for _, _, size in waiting) + one.memory // 2
         full = memory > limit or (options.chunk_rows and rows > options.chunk_rows) or alone
         if waiting and full:
             yield _together(waiting)
@@ -274,7 +275,7 @@ def _cut(inspected: Inspected, options: Options, number: int, indexes: dict[str,
         here = sum(found[image].rows * widths[name] for name, found in by_image.items() if image in found)
         count = base[image].rows if image in base else 0
         too_many = bool(options.chunk_rows) and rows + count > options.chunk_rows
-        if group and (too_many or (not options.chunk_rows and memory + here > limit)):
+        if group and (too_many or (not options.chunk_rows and memory + here // 2 > limit)):
             yield close()
             group, rows, memory = [], 0, 0
         pieces = _pieces(options, count, here, limit)

@@ -14,6 +14,7 @@ from prefect_cytotable.tasks.core.errors import JoinQueryError, nearest
 
 MEMORY_LIMIT = "512MB"
 _READ_PARQUET = re.compile(r"read_parquet\s*\(\s*'((?:[^']|'')*)'\s*\)", re.IGNORECASE)
+_NESTED = ("list", "array", "struct", "map", "union", "interval")
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "threads": "1",
     "memory_limit": MEMORY_LIMIT,
@@ -62,10 +63,19 @@ def run(sql: str, tables: dict[str, pa.Table]) -> pa.Table:
     """
     with _connection(tables) as con:
         try:
-            result = con.sql(sql).to_arrow_table()
+            result = _with_plain_types(con.sql(sql)).to_arrow_table()
         except duckdb.Error as error:
             raise JoinQueryError(f"DuckDB cannot run joins: {_first_line(error)}") from error
     return result.combine_chunks()
+
+
+def _with_plain_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The relation with lists, structs and their like as text."""
+    nested = {name for name, type_ in zip(relation.columns, relation.types, strict=True) if type_.id in _NESTED}
+    if not nested:
+        return relation
+    quoted = [(name, '"' + name.replace('"', '""') + '"') for name in relation.columns]
+    return relation.project(", ".join(f"{one}::VARCHAR AS {one}" if name in nested else one for name, one in quoted))
 
 
 def _connection(tables: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:

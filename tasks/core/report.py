@@ -160,6 +160,11 @@ def metadata(report: Report) -> dict[str, str]:
     }
 
 
+def is_metadata(metadata: dict[bytes, bytes] | None) -> bool:
+    """Whether a Parquet file's metadata says that this program wrote it."""
+    return (metadata or {}).get(b"data-producer") == PRODUCER.encode()
+
+
 def table(report: Report) -> list[dict[str, object]]:
     """The row account as the rows of a table: a line for each dataset, with its causes."""
     return [

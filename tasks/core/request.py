@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
 from prefect_cytotable.tasks.core.errors import ArgumentError, UnknownArgumentError, nearest
-from prefect_cytotable.tasks.core.layout import image_patterns
-from prefect_cytotable.tasks.core.model import Format, OnBadSource, Options, Preset, PresetRelation, Unmatched
+from prefect_cytotable.tasks.core.layout import ALL_MODE, FILENAMES_MODE, METADATA_MODE, image_patterns
+from prefect_cytotable.tasks.core.model import IMAGE, Format, OnBadSource, Options, Preset, PresetRelation, Unmatched
 from prefect_cytotable.tasks.core.presets import load_preset
 from prefect_cytotable.tasks.core.schema import check_casts
 from prefect_cytotable.tasks.core.store import neighbour
@@ -107,9 +108,9 @@ def make_options(
     return Options(
         source=str(Path(source_path).expanduser()),
         destination=str(destination),
-        work_dir=str(Path(work_dir).expanduser().absolute() if work_dir else neighbour(destination)),
+        work_dir=str(_work_folder(work_dir, destination) if work_dir else neighbour(destination)),
         preset=effective,
-        memory_budget=parse_bytes(memory_budget),
+        memory_budget=_budget(memory_budget),
         workers=_workers(workers),
         formats=_formats(source_datatype, chosen),
         join=bool(join),
@@ -126,9 +127,9 @@ def make_options(
         keep_chunks=bool(keep_chunks),
         unmatched=Unmatched(_choice("unmatched", unmatched, list(Unmatched))),
         on_bad_source=OnBadSource(_choice("on_bad_source", on_bad_source, list(OnBadSource))),
-        image_columns=image_patterns(_texts("image_columns", image_columns), effective.image_columns),
+        image_columns=image_patterns(_image_columns(image_columns), effective.image_columns),
         relations=_relations(relations, effective),
-        required=tuple(one.lower() for one in compartments or ()),
+        required=tuple(one.lower() for one in _list("compartments", compartments or ())),
     )
 
 
@@ -146,6 +147,29 @@ def _texts(name: str, value: str | Sequence[str]) -> str | tuple[str, ...]:
     if not all(isinstance(one, str) and one for one in value):
         raise ArgumentError(f"{name} is {value!r}, not a list of names.")
     return tuple(value)
+
+
+def _image_columns(value: str | Sequence[str]) -> str | tuple[str, ...]:
+    """A mode or patterns; a word that is neither is a misspelt mode, since every image column's name has a `_`."""
+    modes = (METADATA_MODE, FILENAMES_MODE, ALL_MODE)
+    texts = _texts("image_columns", value)
+    if isinstance(texts, str) and texts not in modes and not set(texts) & set("_*?["):
+        raise ArgumentError(f"image_columns is {texts!r}. {nearest(texts, modes)}")
+    return texts
+
+
+def _work_folder(work_dir: str | Path, destination: Path) -> Path:
+    """A folder in `work_dir` that belongs to one destination: other runs and other files there are left alone."""
+    own = neighbour(destination).name.removeprefix(f".{destination.name}")
+    mark = zlib.crc32(str(destination).encode("utf-8", "surrogateescape"))
+    return Path(work_dir).expanduser().absolute() / f"{destination.name[:100]}-{mark:08x}{own}"
+
+
+def _budget(size: str | int) -> int:
+    try:
+        return parse_bytes(size)
+    except (OverflowError, TypeError) as error:
+        raise ArgumentError(f"memory_budget is {size!r}, not a size such as '1GiB'.") from error
 
 
 def _workers(wanted: int | None) -> int:
@@ -177,8 +201,7 @@ def _effective(
         raise ArgumentError(
             "Without a preset, compartments must be named, for example compartments=['cells', 'nuclei']."
         )
-    if metadata is not None:
-        preset = replace(preset, metadata=tuple(one.lower() for one in _list("metadata", metadata)))
+    preset = _with_image_table(preset, preset.metadata if metadata is None else _list("metadata", metadata))
     both = set(preset.metadata) & set(preset.compartments)
     if both:
         raise ArgumentError(f"{sorted(both)[0]!r} is named in metadata and in compartments. Take it out of one.")
@@ -186,6 +209,16 @@ def _effective(
         preset = replace(preset, identifying=_list("identifying_columns", identifying_columns))
     images = [column for key, column in (page_keys or {}).items() if key.lower() in preset.metadata]
     return replace(preset, image_number=images[0]) if images else preset
+
+
+def _with_image_table(preset: Preset, names: tuple[str, ...]) -> Preset:
+    """The preset with another image table: `metadata` is then ("image", its name), so that one key means it."""
+    if len(names) > 1:
+        raise ArgumentError(f"metadata names {len(names)} tables ({', '.join(names)}); a dataset has one image table.")
+    if not names or names[0].lower() == IMAGE:
+        return replace(preset, metadata=tuple(one.lower() for one in names))
+    columns = tuple(names[0] + one[len(IMAGE) :] for one in preset.image_columns if one.startswith("Image_"))
+    return replace(preset, metadata=(IMAGE, names[0].lower()), image_columns=(*preset.image_columns, *columns))
 
 
 def _list(name: str, value: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ def returned(report: Report, options: Options) -> Returned:
         return report.destination if options.concat else [file.path for file in report.files]
     tables: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in report.files:
-        source = Path(options.source) / file.source if file.source else Path(options.source)
+        source = Path(file.source or options.source)
         tables[file.name][source].append(Path(file.path))
     return {
         name: [{"source_path": source, "table": paths} for source, paths in sources.items()]

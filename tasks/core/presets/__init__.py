@@ -65,7 +65,11 @@ def load_preset(name: str | None) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise PresetError(f"{name}: there is no such preset file.")
-        return _parsed(path.stem, path.read_text(encoding="utf-8"), name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"{name} cannot be read as UTF-8 text: {error}.") from error
+        return _parsed(path.stem, text, name)
     return _packaged(name)
 
 
@@ -124,8 +128,8 @@ def _relation(data: object, compartments: tuple[str, ...], where: str) -> Preset
     if not isinstance(data, dict) or set(data) != set(_RELATION_FIELDS):
         raise PresetError(f"{where}: a relation has the fields {', '.join(_RELATION_FIELDS)}; found {data!r}.")
     for side in ("child", "parent"):
-        if _key(data[side]) not in compartments:
-            raise PresetError(f"{where}: {side} is {data[side]!r}. {nearest(data[side], compartments)}")
+        if not isinstance(data[side], str) or _key(data[side]) not in compartments:
+            raise PresetError(f"{where}: {side} is {data[side]!r}. {nearest(str(data[side]), compartments)}")
     _check_pattern(data["column"], {"child", "parent"}, "column", where)
     return PresetRelation(_key(data["child"]), _key(data["parent"]), data["column"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.model import OutputTable
 from prefect_cytotable.tasks.core.schema import arrow_type
 from prefect_cytotable.tasks.core.sinks import parquet_splice
@@ -54,7 +55,7 @@ def write_whole(parts: list[Path], table: OutputTable, metadata: dict[str, str],
     """
     schema = schema_of(table).with_metadata(metadata)
     sink = pa.BufferOutputStream()
-    _write(schema.empty_table(), sink)
+    _write(pa.Table.from_arrays([empty(field.type) for field in schema], schema=schema), sink)
     with path.open("wb", buffering=0) as file:
         return parquet_splice.splice(parts, sink.getvalue().to_pybytes(), file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,8 +110,11 @@ class Reader(Protocol):
         """The names of the source's columns, in its order, from its header alone."""
         ...
 
-    def sample(self, source: Source) -> Sample:
-        """Types and widths of the columns, from declared types or a few rows."""
+    def sample(self, sources: Sequence[Source], limit: int) -> Sample:
+        """Types and widths of the columns that all `sources` have, from declared types or about `limit` bytes of rows.
+
+        All sources have the same header; the error for a bad one may name any of them.
+        """
         ...
 
     def size(self, source: Source) -> int:

@@ -21,8 +21,12 @@ BLOCK_BYTES = 16 << 20
 SPLIT_ROWS = 512
 """An image with more rows gets a span for every so many, so that a chunk can be a part of it."""
 
+LONGEST_ROW = 64 << 20
+"""Bytes after which a row without an end is taken for one whose quote is not closed."""
+
 _NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
-_MISSING = np.iinfo(np.int64).min
+_MISSING = int(np.iinfo(np.int64).min)
+_LARGEST = 2.0**53
 
 Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -48,7 +52,7 @@ def index_of(path: Path, header_bytes: int, image_field: int, object_field: int 
         object_field: Position of the object number, or None for an image table.
 
     Raises:
-        BadSourceError: A row has too few fields, a key is no number, or the file ends within a row.
+        BadSourceError: A row has too few fields, or the file ends within a row.
     """
     rows = scan(path, header_bytes, image_field, object_field)
     known = rows.images != _MISSING
@@ -84,19 +88,33 @@ def _blocks(path: Path, start: int) -> Iterator[tuple[int, Bytes]]:
             if end:
                 yield start, np.frombuffer(data, np.uint8, count=end)
             start, rest = start + end, data[end:]
+            if len(rest) > max(LONGEST_ROW, BLOCK_BYTES):
+                raise BadSourceError(
+                    str(path),
+                    f"the row at byte {start:,} does not end: a quote in it is not closed",
+                    "Export the file again, or repair the row.",
+                )
     if rest:
-        raise BadSourceError(
-            str(path),
-            "it ends within a row: the file is cut off, or its last line lacks a line break",
-            "Export the file again; if it is whole, add a line break at its end.",
-        )
+        raise cut_off(path)
+
+
+def cut_off(path: Path) -> BadSourceError:
+    """What is wrong with a file that ends within a row."""
+    return BadSourceError(
+        str(path),
+        "it ends within a row: the file is cut off, its last line lacks a line break, or a quote is not closed",
+        "Export the file again; if it is whole, add a line break at its end.",
+    )
 
 
 def _last_row_end(data: bytes) -> int:
     """Bytes up to and with the last line break outside quotes; `data` begins outside quotes."""
     end = data.rfind(b"\n") + 1
-    while end and data.count(b'"', 0, end) % 2:
-        end = data.rfind(b"\n", 0, end - 1) + 1
+    inside = data.count(b'"', 0, end) % 2
+    while end and inside:
+        before = data.rfind(b"\n", 0, end - 1) + 1
+        inside ^= data.count(b'"', before, end) % 2
+        end = before
     return end
 
 
@@ -123,7 +141,7 @@ def _rows_of(block: Bytes, fields: list[int]) -> tuple[Integers, Integers, list[
 
 
 def _numbers(block: Bytes, begins: Integers, ends: Integers) -> Integers:
-    """The whole numbers that stand at these places; an empty field is missing."""
+    """The whole numbers that stand at these places; any other field is a missing number."""
     widths = ends - begins
     values = np.zeros(len(begins), np.int64)
     plain = (widths > 0) & (widths <= 18)
@@ -138,16 +156,11 @@ def _numbers(block: Bytes, begins: Integers, ends: Integers) -> Integers:
 
 
 def _number(text: bytes) -> int:
-    text = text.strip().strip(b'"').strip()
-    if text.lower() in (b"", b"nan", b"null", b"na"):
-        return int(_MISSING)
     try:
-        value = float(text)
+        value = float(text.strip().strip(b'"').strip())
     except ValueError:
-        raise ValueError(f"a key is {text[:40].decode(errors='replace')!r}, not a number") from None
-    if not value.is_integer():
-        raise ValueError(f"a key is {value}, not a whole number")
-    return int(value)
+        return _MISSING
+    return int(value) if value.is_integer() and abs(value) < _LARGEST else _MISSING
 
 
 def _images(rows: Rows, known: NDArray[np.bool_]) -> Iterator[ImageRows]:

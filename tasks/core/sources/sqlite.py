@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from urllib.parse import quote
 
 import adbc_driver_manager
 import adbc_driver_sqlite
+import numpy as np
 import pyarrow as pa
+from prefect_cytotable.tasks.core.arrays import from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, CytotableError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source, Span
-from prefect_cytotable.tasks.core.schema import to_arrow
+from prefect_cytotable.tasks.core.schema import merge, to_arrow
 from prefect_cytotable.tasks.core.sources.base import (
     Answer,
     Finding,
@@ -83,8 +86,14 @@ class SqliteReader:
         """The names of the table's columns."""
         return tuple(self._declared(source))
 
-    def sample(self, source: Source) -> Sample:
+    def sample(self, sources: Sequence[Source], limit: int) -> Sample:
         """Types from the declared affinity; columns without one are sampled."""
+        samples = [self._sample(source) for source in sources]
+        nothing: dict[str, ColumnType | None] = {}
+        types = reduce(merge, (one.types for one in samples), nothing)
+        return Sample(types, max(one.row_bytes for one in samples), max(one.text_bytes for one in samples))
+
+    def _sample(self, source: Source) -> Sample:
         declared = self._declared(source)
         types: dict[str, ColumnType | None] = {name: _affinity(type_) for name, type_ in declared.items()}
         with _errors(source.where), _connection(Path(source.path)) as connection:
@@ -102,7 +111,7 @@ class SqliteReader:
         """Rows by image: from the table's index where it has one, else with the range of their rowids."""
         image, table = _quoted(keys.image_number), _quoted(source.table)
         with _errors(source.where), _connection(Path(source.path)) as connection:
-            indexed = _has_index(connection, source.table, keys.image_number)
+            indexed = _has_index(connection, source.table, keys.image_number) or not _has_rowid(connection, table)
             where = "0, 0" if indexed else "min(rowid), max(rowid)"
             rows = connection.execute(
                 f"SELECT {image}, count(*), {where} FROM {table} GROUP BY {image} ORDER BY {image}"
@@ -127,7 +136,7 @@ class SqliteReader:
                 f"WHERE {_quoted(keys.image_number)} = ? AND {number} IS NOT NULL ORDER BY {number}",
                 (image,),
             )
-            return [int(value) for (value,) in rows]
+            return [int(value) for (value,) in rows if _is_number(value)]
 
     def count(self, source: Source) -> int | None:
         """The number of rows, None where the table is too damaged to tell."""
@@ -140,13 +149,13 @@ class SqliteReader:
 
     def read(self, request: Request) -> Answer:
         """The rows of a range of images, in no particular order."""
-        present = set(self.columns(request.source))
-        columns = [(name, type_) for name, type_ in request.columns if name in present]
+        declared = self._declared(request.source)
+        columns = [(name, type_) for name, type_ in request.columns if name in declared]
         if not columns:
             return Answer(pa.table({}))
         with _errors(request.source.where):
             try:
-                table = _fetch(request, columns, [_quoted(name) for name, _ in columns])
+                table = _fetch(request, columns, [_plainly(name, type_, declared[name]) for name, type_ in columns])
             except OSError as error:
                 if "Type mismatch" not in str(error):
                     raise
@@ -268,6 +277,17 @@ def _indexes(connection: sqlite3.Connection, table: str) -> Iterator[tuple[bool,
         yield bool(row[2]), [part[2] for part in connection.execute(f"PRAGMA index_info({_quoted(row[1])})")]
 
 
+def _has_rowid(connection: sqlite3.Connection, quoted: str) -> bool:
+    """Whether the rows can be found by rowid; those of views and of tables WITHOUT ROWID cannot."""
+    try:
+        row = connection.execute(f"SELECT rowid FROM {quoted} LIMIT 1").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such column" in str(error):
+            return False
+        raise
+    return row is None or row[0] is not None
+
+
 def _has_index(connection: sqlite3.Connection, table: str, image_number: str) -> bool:
     return any(columns[0] == image_number for _, columns in _indexes(connection, table))
 
@@ -297,12 +317,23 @@ def _where(request: Request) -> tuple[str, list[int]]:
         (request.keys.object_number, request.objects),
     ):
         if bounds is not None:
-            conditions.append(f"{_quoted(column)} BETWEEN ? AND ?")
+            conditions.append(f"{_quoted(column)} BETWEEN ? AND ? AND {_is_whole(_quoted(column))}")
             values.extend(bounds)
     if request.spans:
         conditions.append("rowid BETWEEN ? AND ?")
         values += [min(span.start for span in request.spans), max(span.stop for span in request.spans)]
     return (" WHERE " + " AND ".join(conditions) if conditions else ""), values
+
+
+def _is_whole(column: str) -> str:
+    return f"{column} = CAST({column} AS INTEGER)"
+
+
+def _plainly(name: str, type_: ColumnType, declared: str) -> str:
+    """SQL for a column whose values are of its type; a number is made a text here, as the driver rounds it."""
+    if type_ is ColumnType.STRING and _affinity(declared) is not ColumnType.STRING:
+        return f"CAST({_quoted(name)} AS TEXT)"
+    return _quoted(name)
 
 
 def _stored(type_: ColumnType) -> ColumnType:
@@ -323,12 +354,16 @@ def _fetch(request: Request, columns: list[tuple[str, ColumnType]], expressions:
         adbc_driver_manager.AdbcConnection(database) as connection,
         adbc_driver_manager.AdbcStatement(connection) as statement,
     ):
+        statement.set_sql_query(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        statement.execute_update()
         statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
         statement.set_sql_query(query)
         if values:
             statement.prepare()
             statement.bind(
-                pa.record_batch([pa.array([value]) for value in values], [str(n) for n in range(len(values))])
+                pa.record_batch(
+                    [from_numpy(np.array([value])) for value in values], [str(n) for n in range(len(values))]
+                )
             )
         stream, _ = statement.execute_query()
         with pa.RecordBatchReader._import_from_c(stream.address) as reader:
@@ -354,8 +389,10 @@ def _guarded(request: Request, columns: list[tuple[str, ColumnType]]) -> Answer:
     """The same rows where some value is not of its column's type: kept, widened or null by rule, and counted.
 
     A text in a numeric column is never a number, because SQLite's affinity would have made it one: `inf` is kept
-    as infinity, `nan` and anything else becomes null. A real in an integer column widens it.
+    as infinity, `nan` and anything else becomes null. A real in an integer column widens it, unless that numbers
+    images or objects: there 3.0 is 3, and what is no whole number becomes null.
     """
+    keys = (request.keys.image_number, request.keys.object_number)
     classes = _storage_classes(request, columns)
     widened, findings, expressions = [], [], []
     for (name, type_), counts in zip(columns, classes, strict=True):
@@ -364,13 +401,13 @@ def _guarded(request: Request, columns: list[tuple[str, ColumnType]]) -> Answer:
         if type_ is ColumnType.STRING:
             expressions.append(f"CAST({quoted} AS TEXT)")
             continue
-        if type_ in (ColumnType.INT64, ColumnType.BOOL) and (reals or infinities):
+        if type_ in (ColumnType.INT64, ColumnType.BOOL) and (reals or infinities) and name not in keys:
             widened.append((name, ColumnType.DOUBLE))
         if nans:
             findings.append(Finding(name, "text 'nan' became null", nans))
         if others - nans - infinities:
             findings.append(Finding(name, "a value that is not a number became null", others - nans - infinities))
-        expressions.append(_number(quoted, type_) if others else quoted)
+        expressions.append(_key(quoted) if name in keys else _number(quoted, type_) if others else quoted)
     if widened:
         return Answer(pa.table({}), widened=tuple(widened))
     return Answer(_as_planned(_fetch(request, columns, expressions), columns), findings=tuple(findings))
@@ -411,6 +448,12 @@ def _storage_classes(request: Request, columns: list[tuple[str, ColumnType]]) ->
             reals, others, nans, infinities = (int(value) for value in counts)
             found[name] = (reals, others, nans, infinities)
     return [found[name] for name, _ in columns]
+
+
+def _key(column: str) -> str:
+    """SQL for a column that numbers images or objects."""
+    number = f"typeof({column}) IN ('integer', 'real') AND {_is_whole(column)}"
+    return f"CASE WHEN {number} THEN CAST({column} AS INTEGER) END"
 
 
 def _number(column: str, type_: ColumnType) -> str:

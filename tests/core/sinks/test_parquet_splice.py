@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from prefect_cytotable.tasks.core.sinks import parquet_splice
-from prefect_cytotable.tasks.core.sinks.parquet_splice import (
-    MAGIC,
-    DamagedPartError,
-    Ordinal,
-    PartMismatchError,
-    RowGroups,
-    encode_zigzag,
-    plan_splice,
-    read_row_groups,
-    splice,
-)
+from prefect_cytotable.tasks.core.errors import CytotableError, DamagedPartError, PartMismatchError
+from prefect_cytotable.tasks.core.sinks import parquet_footer, parquet_splice
+from prefect_cytotable.tasks.core.sinks.parquet_footer import MAGIC, Footer, RowGroups
+from prefect_cytotable.tasks.core.sinks.parquet_splice import encode_zigzag, plan_splice, rebased, splice
 
 SCHEMA = pa.schema(
     [
@@ -104,48 +97,46 @@ def statistics(path: Path | str) -> list[list[Any]]:
     ]
 
 
-def offset_index_places(path: Path) -> list[tuple[list[int], int]]:
-    """Return the page offsets in each OffsetIndex and the place of the first data page of the chunk."""
-    groups = read_row_groups(path)
-    metadata = pq.read_metadata(path)
-    chunks = [
-        metadata.row_group(group).column(column)
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    ]
+def footer_of(path: Path) -> Footer:
+    """Return the footer of a file."""
+    with path.open("rb") as file:
+        return parquet_splice.read_footer(file, str(path))[0]
+
+
+def with_footer(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Write another footer into a file."""
     content = path.read_bytes()
-    found = []
-    for chunk, (offset_at, length_at) in zip(chunks, groups.indexes, strict=True):
-        offset, length = groups.numbers[offset_at], groups.numbers[length_at]
-        cutter = parquet_splice._Cutter(content[offset : offset + length])
-        assert cutter.walk(0, parquet_splice._OFFSET_INDEX) == length
-        found.append((cutter.numbers, chunk.data_page_offset))
-    return found
+    start, footer = parquet_splice.footer_bytes(io.BytesIO(content))
+    path.write_bytes(content[:start] + parquet_splice.closed(change(footer)))
+
+
+def cut_group(group: bytes) -> RowGroups:
+    """Cut a RowGroup struct."""
+    cutter = parquet_footer._Cutter(b"\x1c" + group)
+    assert cutter.row_groups(0) == 1 + len(group)
+    segments, numbers, ordinals = tuple(cutter.segments), tuple(cutter.numbers), tuple(cutter.ordinals)
+    return RowGroups(cutter.rows, cutter.groups, frozenset(cutter.columns), segments, numbers, ordinals)
 
 
 def with_ordinals(path: Path) -> None:
     """Write the row groups' own numbers, which pyarrow leaves out, into the footer."""
-    content = path.read_bytes()
-    start, footer = parquet_splice._footer_bytes(io.BytesIO(content))
-    parsed = parquet_splice._parse_footer(footer, start)
-    list_at = footer.index(parsed.raw(4))
-    groups, _, at = parquet_splice._read_list_header(footer, list_at)
+    parsed = footer_of(path)
+    raw = parsed.raw(parquet_footer.ROW_GROUPS)
+    groups, _, at = parquet_footer.read_list_header(raw, 0)
     numbered = b""
     for group in range(groups):
-        begin, at = at, parquet_splice._Cutter(footer).walk(at, parquet_splice._ROW_GROUP)
-        numbered += footer[begin : at - 1] + b"\x14" + encode_zigzag(group) + b"\x00"
-    rows = parsed.row_groups.rows
-    footer = parquet_splice._compose_footer(parsed, rows, groups, numbered)
-    path.write_bytes(content[:start] + parquet_splice._closed(footer))
+        begin, at = at, parquet_footer._Cutter(raw).struct(at, parquet_footer._ROW_GROUP)
+        numbered += raw[begin : at - 1] + b"\x14" + encode_zigzag(group) + b"\x00"
+    footer = parquet_splice.compose_footer(parsed, parsed.row_groups.rows, groups, numbered)
+    with_footer(path, lambda _: footer)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path, bytes]:
     """Return the bytes of one part, the path of another and a template."""
     folder = tmp_path_factory.mktemp("pair")
-    options: dict[str, Any] = {"row_group_size": 4, "write_page_index": True}
-    paths, _ = write_parts(folder, [9, 5], **options)
-    return paths[0].read_bytes(), paths[1], template(**options)
+    paths, _ = write_parts(folder, [9, 5], row_group_size=4)
+    return paths[0].read_bytes(), paths[1], template()
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -154,7 +145,6 @@ OPTIONS = st.fixed_dictionaries(
         "use_dictionary": st.sampled_from([True, False, ["Metadata_Well"]]),
         "write_statistics": st.sampled_from([True, False, SOME_STATISTICS]),
         "compression": st.sampled_from(["none", "snappy", "zstd"]),
-        "write_page_index": st.booleans(),
         "data_page_version": st.sampled_from(["1.0", "2.0"]),
         "data_page_size": st.sampled_from([8, 1 << 20]),
     }
@@ -169,10 +159,8 @@ class TestSameRows:
     @example(sizes=[], options={})
     @example(sizes=[0], options={})
     @example(sizes=[0, 3, 0, 0, 4, 0], options={"row_group_size": 2})
-    @example(sizes=[7], options={"row_group_size": 3, "write_page_index": True})
-    def test_equals_the_concatenated_parts(
-        self, tmp_path: Path, sizes: list[int], options: dict[str, Any]
-    ) -> None:
+    @example(sizes=[7], options={"row_group_size": 3})
+    def test_equals_the_concatenated_parts(self, tmp_path: Path, sizes: list[int], options: dict[str, Any]) -> None:
         parts, wanted = write_parts(tmp_path, sizes, **options)
         out = tmp_path / "out.parquet"
         assert splice_to(out, parts, template(**options)) == wanted.num_rows
@@ -207,24 +195,21 @@ class TestSameRows:
         assert pq.read_schema(tmp_path / "out.parquet").metadata == other.metadata
 
     def test_a_filter_on_statistics_finds_the_rows(self, tmp_path: Path) -> None:
-        parts, _ = write_parts(tmp_path, [50, 50], row_group_size=10, write_page_index=True)
-        splice_to(tmp_path / "out.parquet", parts, template(write_page_index=True))
+        parts, _ = write_parts(tmp_path, [50, 50], row_group_size=10)
+        splice_to(tmp_path / "out.parquet", parts, template())
         found = pq.read_table(tmp_path / "out.parquet", filters=[("ImageNumber", "==", 77 * 2**40)])
         assert found.num_rows == 1
 
     def test_a_joined_file_can_be_joined_again(self, tmp_path: Path) -> None:
-        parts, wanted = write_parts(tmp_path, [5, 4, 8], row_group_size=3, write_page_index=True)
-        empty = template(write_page_index=True)
-        splice_to(tmp_path / "first", parts[:2], empty)
-        splice_to(tmp_path / "twice", [tmp_path / "first", str(parts[2])], empty)
+        parts, wanted = write_parts(tmp_path, [5, 4, 8], row_group_size=3)
+        splice_to(tmp_path / "first", parts[:2], template())
+        splice_to(tmp_path / "twice", [tmp_path / "first", str(parts[2])], template())
         assert pq.read_table(tmp_path / "twice").equals(wanted)
-        assert all(pages[0] == first_page for pages, first_page in offset_index_places(tmp_path / "twice"))
 
     def test_one_part_with_the_template_of_its_own_is_itself(self, tmp_path: Path) -> None:
-        for options in ({}, {"write_page_index": True}):
-            parts, _ = write_parts(tmp_path, [9], row_group_size=4, **options)
-            splice_to(tmp_path / "out.parquet", parts, template(**options))
-            assert (tmp_path / "out.parquet").read_bytes() == parts[0].read_bytes()
+        parts, _ = write_parts(tmp_path, [9], row_group_size=4)
+        splice_to(tmp_path / "out.parquet", parts, template())
+        assert (tmp_path / "out.parquet").read_bytes() == parts[0].read_bytes()
 
     @pytest.mark.parametrize("groups", [0, 1])
     def test_templates_with_and_without_an_empty_row_group(self, tmp_path: Path, groups: int) -> None:
@@ -261,46 +246,35 @@ class TestSameRows:
         assert probe == [(True,)]
 
 
-class TestPageIndex:
-    """The page index holds absolute offsets of its own, outside the footer."""
+class TestPlainChunks:
+    """The short way over a column chunk and the long one cut at the same places."""
 
-    @pytest.mark.parametrize("data_page_size", [8, 1 << 20])
-    def test_offset_indexes_point_to_the_pages(self, tmp_path: Path, data_page_size: int) -> None:
-        options: dict[str, Any] = {
-            "write_page_index": True,
-            "row_group_size": 40,
-            "data_page_size": data_page_size,
-        }
-        parts, _ = write_parts(tmp_path, [90, 60, 30], **options, write_batch_size=10)
-        out = tmp_path / "out.parquet"
-        splice_to(out, parts, template(**options))
-        places = offset_index_places(out)
-        assert len(places) == 6 * len(SCHEMA)
-        for pages, first_page in places:
-            assert pages[0] == first_page
-            assert pages == sorted(pages)
-        assert any(len(pages) > 1 for pages, _ in places) == (data_page_size == 8)
-        shapes = [
-            [page - pages[0] for page in pages] for path in parts for pages, _ in offset_index_places(path)
-        ]
-        assert [[page - pages[0] for page in pages] for pages, _ in places] == shapes
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(options=OPTIONS, text=st.text(max_size=200))
+    @example(options={"use_dictionary": ["Metadata_Well"], "write_statistics": SOME_STATISTICS}, text="")
+    def test_both_ways_find_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], text: str
+    ) -> None:
+        column = pa.array([f"{text} {number}" for number in range(9)])
+        path = tmp_path / "part"
+        pq.write_table(table(9).append_column("x" + text[:60], column), path, **options)
+        here = footer_of(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet_footer, "_plain_chunk", lambda: re.compile(b"(?!)"))
+            assert footer_of(path) == here
 
-    def test_old_offset_indexes_are_not_copied(self, tmp_path: Path) -> None:
-        parts, _ = write_parts(tmp_path, [9, 9], row_group_size=4, write_page_index=True)
-        plan = plan_splice(parts, template(write_page_index=True))
-        for piece in plan.pieces:
-            assert piece.stop < read_row_groups(piece.path).stop
-        assert len(plan.pieces[0].indexes) == read_row_groups(parts[0]).stop - plan.pieces[0].stop
+    def test_the_short_way_is_taken_for_a_part_of_ours(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        flat = table(9).drop_columns(["Nuclei_Places"])
+        texts = ["Metadata_Well", "Metadata_Compound"]
+        pq.write_table(flat, tmp_path / "part", use_dictionary=texts, write_statistics=[*texts, "ImageNumber"])
+        monkeypatch.setattr(parquet_footer, "_COLUMN_CHUNK", None)
+        assert footer_of(tmp_path / "part").row_groups.rows == 9
 
-    def test_an_offset_index_that_is_none_is_refused(self, tmp_path: Path) -> None:
-        parts, _ = write_parts(tmp_path, [9], row_group_size=4, write_page_index=True)
-        content = bytearray(parts[0].read_bytes())
-        groups = read_row_groups(parts[0])
-        offset = groups.numbers[groups.indexes[0][0]]
-        content[offset] = 0xFF
-        parts[0].write_bytes(content)
-        with pytest.raises(DamagedPartError, match=r"part-0\.parquet is damaged: its page index"):
-            plan_splice(parts, template())
+    def test_what_is_known_is_what_is_read(self, tmp_path: Path) -> None:
+        parts, _ = write_parts(tmp_path, [9, 5])
+        for like in (footer_of(parts[1]), footer_of(parts[0])):
+            with parts[0].open("rb") as file:
+                assert parquet_splice.read_footer(file, "part", like)[0] == footer_of(parts[0])
 
 
 class TestRebasing:
@@ -313,20 +287,19 @@ class TestRebasing:
     )
     def test_offsets_grow_by_the_shift(self, numbers: list[int], shift: int, seed: bytes) -> None:
         segments = tuple(seed + bytes([at]) for at in range(len(numbers) + 1))
-        groups = RowGroups(Path("part"), 1, 1, 4, 9, b"", b"", (), segments, tuple(numbers))
+        groups = RowGroups(1, 1, frozenset(), segments, tuple(numbers))
         wanted = b"".join(
-            segment + encode_zigzag(number + shift)
-            for segment, number in zip(segments, numbers, strict=False)
+            segment + encode_zigzag(number + shift) for segment, number in zip(segments, numbers, strict=False)
         )
-        assert groups.rebased(shift, 0) == wanted + segments[-1]
+        assert rebased(groups, shift, 0) == wanted + segments[-1]
 
     @pytest.mark.parametrize("base", [0, 1 << 31, (1 << 32) + 5, 1 << 50])
     def test_pyarrow_reads_huge_offsets(self, tmp_path: Path, base: int) -> None:
         parts, _ = write_parts(tmp_path, [9], row_group_size=4)
-        head = parquet_splice._read_footer(io.BytesIO(template()), "the template")
-        groups = read_row_groups(parts[0])
-        footer = parquet_splice._compose_footer(head, 9, 3, groups.rebased(base, 0))
-        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_splice._closed(footer)))
+        head, _ = parquet_splice.read_footer(io.BytesIO(template()), "the template")
+        groups = rebased(footer_of(parts[0]).row_groups, base, 0)
+        footer = parquet_splice.compose_footer(head, 9, 3, groups)
+        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_splice.closed(footer)))
         original = pq.read_metadata(parts[0])
         for group in range(3):
             for column in range(moved.num_columns):
@@ -337,7 +310,7 @@ class TestRebasing:
                 assert here.file_offset == there.file_offset == 0
 
     @staticmethod
-    def row_group(shift: int, index: tuple[int, int]) -> bytes:
+    def row_group(shift: int) -> bytes:
         """Return a RowGroup of one column that has every offset there is, and fields nobody knows."""
         meta = b"\x15\x0a"  # type (1)
         for header, offset in (
@@ -349,23 +322,17 @@ class TestRebasing:
             meta += header + encode_zigzag(offset + shift)
         meta += b"\x06\x80\x08" + encode_zigzag(555) + b"\x00"  # an unknown i64 (512) in the long form
         chunk = b"\x26" + encode_zigzag(100 + shift) + b"\x1c" + meta  # file_offset (2), meta_data (3)
-        chunk += b"\x16" + encode_zigzag(index[0]) + b"\x15" + encode_zigzag(index[1])  # offset_index (4, 5)
-        chunk += b"\x16" + encode_zigzag(800 + shift) + b"\x00"  # column_index_offset (6)
+        chunk += b"\x00"
         group = b"\x19\x1c" + chunk + b"\x26\x0a"  # columns (1), num_rows (3)
         return group + b"\x26" + encode_zigzag(900 + shift) + b"\x16\x02\x00"  # file_offset (5), a size (6)
 
     @pytest.mark.parametrize("shift", [1, 1 << 33])
     def test_every_offset_is_shifted_and_nothing_else(self, shift: int) -> None:
-        group = self.row_group(0, (600, 7))
-        cutter = parquet_splice._Cutter(group)
-        assert cutter.walk(0, parquet_splice._ROW_GROUP) == len(group)
-        cutter.finish(len(group))
-        groups = RowGroups(
-            Path("part"), 5, 1, 4, 9, b"", b"", (1,), tuple(cutter.segments), tuple(cutter.numbers),
-            indexes=tuple(cutter.indexes),
-        )  # fmt: skip
-        assert groups.rebased(0, 0, [(600, 7)]) == group
-        assert groups.rebased(shift, 0, [(1 << 40, 12)]) == self.row_group(shift, (1 << 40, 12))
+        group = self.row_group(0)
+        groups = cut_group(group)
+        assert (groups.rows, groups.groups, groups.columns) == (5, 1, {1})
+        assert rebased(groups, 0, 0) == group
+        assert rebased(groups, shift, 0) == self.row_group(shift)
 
     @given(st.integers(-(2**63), 2**63 - 1))
     @example(-(2**63))
@@ -373,12 +340,12 @@ class TestRebasing:
     @example(64)
     def test_zigzag_comes_back(self, number: int) -> None:
         encoded = encode_zigzag(number)
-        assert parquet_splice._read_zigzag(encoded, 0) == (number, len(encoded))
+        assert parquet_footer.read_zigzag(encoded, 0) == (number, len(encoded))
 
     @given(st.integers(0, 40), st.integers(1, 13), st.integers(0, 200))
     def test_field_header_comes_back(self, previous: int, kind: int, number: int) -> None:
-        encoded = parquet_splice._write_header(number, kind, previous)
-        assert parquet_splice._read_header(encoded, 0, previous) == (number, kind, len(encoded))
+        encoded = parquet_splice.encode_header(number, kind, previous)
+        assert parquet_footer.read_header(encoded, 0, previous) == (number, kind, len(encoded))
 
 
 class TestOrdinals:
@@ -390,38 +357,26 @@ class TestOrdinals:
             with_ordinals(part)
         splice_to(tmp_path / "out.parquet", parts, template())
         assert pq.read_table(tmp_path / "out.parquet").equals(wanted)
-        groups = read_row_groups(tmp_path / "out.parquet")
-        assert [groups.numbers[ordinal.number] for ordinal in groups.ordinals] == [0, 1, 2, 3, 4]
+        groups = footer_of(tmp_path / "out.parquet").row_groups
+        assert [groups.numbers[ordinal] for ordinal in groups.ordinals] == [0, 1, 2, 3, 4]
 
-    def test_an_ordinal_that_does_not_fit_is_left_out(self) -> None:
-        ordinal = Ordinal(0, 0, b"\x14", b"\x15", b"\x05\x10")
-        assert ordinal.encoded(32_767) == b"\x14" + encode_zigzag(32_767) + b"\x15"
-        assert ordinal.encoded(32_768) == b"\x05\x10"
+    def test_only_the_ordinal_changes(self) -> None:
+        # num_rows (3) = 5, ordinal (7) = 0, an unknown i32 (8) = 9, stop
+        groups = cut_group(b"\x36\x0a" + b"\x44\x00" + b"\x15\x12" + b"\x00")
+        assert rebased(groups, 1000, 32_767) == b"\x36\x0a\x44" + encode_zigzag(32_767) + b"\x15\x12\x00"
 
-    def test_the_field_behind_a_left_out_ordinal_keeps_its_number(self) -> None:
-        # num_rows (3) = 5, ordinal (7) = 2, an unknown i32 (8) = 9, stop
-        group = b"\x36\x0a" + b"\x44\x04" + b"\x15\x12" + b"\x00"
-        cutter = parquet_splice._Cutter(group)
-        assert cutter.walk(0, parquet_splice._ROW_GROUP) == len(group)
-        cutter.finish(len(group))
-        groups = RowGroups(
-            Path("part"), 5, 1, 4, 9, b"", b"", (), tuple(cutter.segments), tuple(cutter.numbers),
-            ordinals=tuple(cutter.ordinals),
-        )  # fmt: skip
-        assert groups.rebased(0, 2) == group
-        assert groups.rebased(0, 40_000) == b"\x36\x0a" + b"\x05\x10\x12" + b"\x00"
-
-    def test_more_row_groups_than_ordinals(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("numbered", [True, False])
+    def test_more_row_groups_than_ordinals(self, tmp_path: Path, numbered: bool) -> None:
         rows = pa.table({"a": pa.array(range(16_400), pa.int16())})
-        pq.write_table(
-            rows, tmp_path / "part", row_group_size=1, use_dictionary=False, write_statistics=False
-        )
-        with_ordinals(tmp_path / "part")
-        out = tmp_path / "out.parquet"
-        splice_to(out, [tmp_path / "part"] * 2, template(rows.schema))
-        groups = read_row_groups(out)
-        assert groups.groups == 32_800
-        assert [groups.numbers[ordinal.number] for ordinal in groups.ordinals] == list(range(32_768))
+        part, out = tmp_path / "part", tmp_path / "out.parquet"
+        pq.write_table(rows, part, row_group_size=1, use_dictionary=False, write_statistics=False)
+        if numbered:
+            with_ordinals(part)
+            with pytest.raises(PartMismatchError, match="row groups beyond number 32768; write larger"):
+                splice_to(out, [part] * 2, template(rows.schema))
+            return
+        splice_to(out, [part] * 2, template(rows.schema))
+        assert footer_of(out).row_groups.groups == 32_800
         assert pq.ParquetFile(out).read_row_group(32_799)["a"].to_pylist() == [16_399]
         assert duckdb.sql(f"select sum(a) from read_parquet('{out}')").fetchall() == [(16_399 * 16_400,)]
 
@@ -454,6 +409,7 @@ class TestMismatch:
             splice([*parts, odd], template(), out)
         assert str(odd) in str(caught.value)
         assert isinstance(caught.value, ValueError)
+        assert isinstance(caught.value, CytotableError)
         assert out.getvalue() == b""
 
     def test_a_template_with_rows(self, tmp_path: Path) -> None:
@@ -463,12 +419,9 @@ class TestMismatch:
 
     def test_another_order_of_statistics(self, tmp_path: Path) -> None:
         parts, _ = write_parts(tmp_path, [5])
-        content = parts[0].read_bytes()
-        start, footer = parquet_splice._footer_bytes(io.BytesIO(content))
-        orders = parquet_splice._parse_footer(footer, start).raw(7)
+        orders = footer_of(parts[0]).raw(parquet_footer.COLUMN_ORDERS)
         # TypeDefinedOrder (field 1) of the last column becomes IEEE754TotalOrder (field 2)
-        other = footer.replace(orders, orders[:-3] + b"\x2c\x00\x00")
-        parts[0].write_bytes(content[:start] + parquet_splice._closed(other))
+        with_footer(parts[0], lambda footer: footer.replace(orders, orders[:-3] + b"\x2c\x00\x00"))
         with pytest.raises(PartMismatchError, match="orders the values of its statistics in another way"):
             splice(parts, template(), io.BytesIO())
 
@@ -478,26 +431,30 @@ class TestMismatch:
         content = parts[0].read_bytes()
         parts[0].write_bytes(b"PARE" + content[4:] if which == "first" else content[:-4] + b"PARE")
         with pytest.raises(PartMismatchError, match="encrypted"):
-            read_row_groups(parts[0])
+            footer_of(parts[0])
 
     @pytest.mark.parametrize("field", [b"\x8c\x00", b"\x98\x00"])
     def test_encrypted_columns(self, field: bytes) -> None:
-        cutter = parquet_splice._Cutter(field + b"\x00")
-        with pytest.raises(parquet_splice._RefusedError, match="encrypted columns"):
-            cutter.walk(0, parquet_splice._COLUMN_CHUNK)
+        with pytest.raises(PartMismatchError, match="encrypted columns"):
+            cut_group(b"\x19\x1c" + field + b"\x00" + b"\x00")
 
     def test_data_in_another_file(self) -> None:
-        cutter = parquet_splice._Cutter(b"\x18\x01x\x00")
-        with pytest.raises(parquet_splice._RefusedError, match="another file"):
-            cutter.walk(0, parquet_splice._COLUMN_CHUNK)
+        with pytest.raises(PartMismatchError, match="another file"):
+            cut_group(b"\x19\x1c" + b"\x18\x01x\x00" + b"\x00")
+
+    @pytest.mark.parametrize("statistics", [True, False], ids=["both indexes", "only the offset index"])
+    def test_a_page_index(self, tmp_path: Path, statistics: bool) -> None:
+        parts, _ = write_parts(tmp_path, [5], write_page_index=True, write_statistics=statistics)
+        out = io.BytesIO()
+        with pytest.raises(PartMismatchError, match=r"part-0\.parquet has a page index.*; write it without"):
+            splice(parts, template(), out)
+        assert out.getvalue() == b""
 
 
 class TestDamage:
     """Whatever happens to a part, there is one of our errors or a file that opens."""
 
-    @pytest.mark.parametrize(
-        "content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1\x00\x00\x00\x00PAR1", b"a,b\n1,2\n" * 9]
-    )
+    @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1\x00\x00\x00\x00PAR1", b"a,b\n1,2\n" * 9])
     def test_no_parquet(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "part").write_bytes(content)
         with pytest.raises(DamagedPartError, match=r"part is damaged: .*write it again"):
@@ -505,13 +462,11 @@ class TestDamage:
 
     def test_rows_that_do_not_add_up(self, tmp_path: Path) -> None:
         parts, _ = write_parts(tmp_path, [5])
-        content = parts[0].read_bytes()
-        start, footer = parquet_splice._footer_bytes(io.BytesIO(content))
-        parsed = parquet_splice._parse_footer(footer, start)
-        other = parquet_splice._compose_footer(parsed, 6, 1, parsed.raw(4)[1:])
-        parts[0].write_bytes(content[:start] + parquet_splice._closed(other))
+        parsed = footer_of(parts[0])
+        other = parquet_splice.compose_footer(parsed, 6, 1, parsed.raw(parquet_footer.ROW_GROUPS)[1:])
+        with_footer(parts[0], lambda _: other)
         with pytest.raises(DamagedPartError, match="its row groups have 5 rows"):
-            read_row_groups(parts[0])
+            footer_of(parts[0])
 
     def test_a_missing_part(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
@@ -525,7 +480,7 @@ class TestDamage:
         content, _, _ = pair
         for length in range(len(content)):
             with pytest.raises(DamagedPartError):
-                parquet_splice._read_footer(io.BytesIO(content[:length]), "part")
+                parquet_splice.read_footer(io.BytesIO(content[:length]), "part")
 
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(place=st.integers(0), change=st.integers(1, 255))
@@ -549,7 +504,7 @@ class TestDamage:
         begin = data.draw(st.integers(0, len(footer)))
         end = data.draw(st.integers(begin, min(begin + 30, len(footer))))
         footer = footer[:begin] + data.draw(st.binary(max_size=30)) + footer[end:]
-        self.refused_or_readable(tmp_path, content[:start] + parquet_splice._closed(footer), sound, empty)
+        self.refused_or_readable(tmp_path, content[:start] + parquet_splice.closed(footer), sound, empty)
 
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=200))
@@ -561,7 +516,7 @@ class TestDamage:
     @example(b"\x16" + b"\xff" * 5000)  # a number without an end
     def test_any_footer(self, footer: bytes) -> None:
         with pytest.raises((DamagedPartError, PartMismatchError)):
-            parquet_splice._read_footer(io.BytesIO(MAGIC + parquet_splice._closed(footer)), "part")
+            parquet_splice.read_footer(io.BytesIO(MAGIC + parquet_splice.closed(footer)), "part")
 
     @staticmethod
     def refused_or_readable(folder: Path, damaged: bytes, sound: Path, empty: bytes) -> None:
@@ -576,9 +531,7 @@ class TestDamage:
             assert pq.ParquetFile(out).metadata.num_rows == rows
             assert pq.ParquetFile(out).schema_arrow.equals(SCHEMA)
 
-    def test_a_part_that_shrinks_after_the_check(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_part_that_shrinks_after_the_check(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         parts, _ = write_parts(tmp_path, [50])
         plan = plan_splice(parts, template())
         monkeypatch.setattr(parquet_splice, "plan_splice", lambda *_: plan)
@@ -630,8 +583,8 @@ class TestCopying:
         assert bool(asked) == (request.param != "absent")
 
     def test_every_way_gives_the_same_file(self, tmp_path: Path, copier: list[int]) -> None:
-        parts, wanted = write_parts(tmp_path, [20, 0, 30], row_group_size=7, write_page_index=True)
-        empty = template(write_page_index=True)
+        parts, wanted = write_parts(tmp_path, [20, 0, 30], row_group_size=7)
+        empty = template()
         memory = io.BytesIO()
         splice(parts, empty, memory)
         assert not copier

@@ -1,0 +1,168 @@
+"""Conducts a conversion inside a flow run: calls the stages as tasks, the chunks on a task runner."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
+from prefect.utilities.annotations import opaque
+from prefect_cytotable.flows.runners import started, uses_processes
+from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.tasks import stages
+from prefect_cytotable.tasks.caching import ChunkJob
+from prefect_cytotable.tasks.core import pipeline
+from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.model import (
+    ChunkResult,
+    ColumnType,
+    Gathered,
+    Inspected,
+    Options,
+    OutputFile,
+    Plan,
+    Report,
+    Skipped,
+)
+from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.request import make_options
+from prefect_cytotable.tasks.core.returned import Returned, returned
+from prefect_cytotable.tasks.core.store import Store
+
+T = TypeVar("T")
+
+GIVEN = "given"
+"""The flow parameter's value where the caller passed a TaskRunner object, which no parameter can hold."""
+
+WINDOW = 4
+"""Chunk tasks submitted ahead for each worker: enough to keep it busy, few enough to stop soon after a failure."""
+
+_runner: ContextVar[TaskRunner[Any] | None] = ContextVar("runner", default=None)
+_progress: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def passing(task_runner: str | TaskRunner[Any], progress: Progress) -> Iterator[str]:
+    """Pass a runner and a listener to the flow that is called inside; gives the runner's name for its parameter."""
+    given = None if isinstance(task_runner, str) else task_runner
+    runner_token, progress_token = _runner.set(given), _progress.set(progress)
+    try:
+        yield task_runner if isinstance(task_runner, str) else GIVEN
+    finally:
+        _runner.reset(runner_token)
+        _progress.reset(progress_token)
+
+
+def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
+    """The body of the flow."""
+    options = make_options(**arguments)
+    runner = _runner.get() if task_runner == GIVEN else None
+    report = pipeline.run(options, PrefectCaller(runner or checked_runner(task_runner), _progress.get() or Silent()))
+    return returned(report, options)
+
+
+class PrefectCaller:
+    """Calls the stages as tasks.
+
+    Their parameters are made opaque: Prefect else searches every value inside a plan for futures.
+    """
+
+    orchestrated = True
+
+    def __init__(self, runner: str | TaskRunner[Any], progress: Progress) -> None:
+        self._runner = runner
+        self._progress = progress
+        self._logger = get_run_logger()
+        self.processes = uses_processes(runner)
+
+    def gather(self, options: Options) -> Gathered:
+        """Stage 1."""
+        return stages.gather(_opaque(options))
+
+    def inspect(
+        self,
+        gathered: Gathered,
+        options: Options,
+        widened: tuple[tuple[str, str, ColumnType], ...],
+        bad: tuple[Skipped, ...],
+    ) -> Inspected:
+        """Stage 2."""
+        return stages.inspect(_opaque(gathered), _opaque(options), _opaque(widened), _opaque(bad))
+
+    def plan(self, inspected: Inspected, options: Options) -> Plan:
+        """Stage 3."""
+        return stages.plan(_opaque(inspected), _opaque(options))
+
+    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+        """Stage 4: a task for each chunk, on the runner."""
+        self._logger.info("%d chunk(s), about %d rows, %d at a time", len(plan.chunks), plan.rows, plan.workers)
+        self._progress.start(len(plan.chunks), plan.rows)
+        results = []
+        try:
+            with self._started(plan.workers) as runner:
+                for result in self._results(plan, str(plan_path), runner):
+                    results.append(result)
+                    self._progress.advance(result)
+        finally:
+            self._progress.finish()
+        return results
+
+    def _started(self, workers: int) -> AbstractContextManager[TaskRunner[Any]]:
+        return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
+
+    def _results(self, plan: Plan, plan_path: str, runner: TaskRunner[Any]) -> Iterator[ChunkResult]:
+        """Results in the order of the chunks; after a failure nothing new is submitted.
+
+        A kept result counts only while its parts are whole: any other chunk is converted again.
+        """
+        store = Store(Path(plan.options.work_dir))
+        kept = stages.convert_chunk.with_options(result_storage=store.results)
+        again = kept.with_options(refresh_cache=True)
+        waiting: deque[PrefectFuture[dict[str, Any]]] = deque()
+        for chunk in plan.chunks:
+            job = ChunkJob(plan_path, chunk.number, chunk.key, chunk.name)
+            done = store.load(chunk.key) is not None
+            waiting.append(runner.submit(kept if done else again, {"job": job}))
+            if len(waiting) >= WINDOW * max(plan.workers, 1):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
+        """Stage 5."""
+        return stages.write(_opaque(plan), _opaque(results), _opaque(report))
+
+    def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
+        """Stage 6."""
+        return stages.report(_opaque(plan), _opaque(results))
+
+    def publish(self, report: Report) -> None:
+        """Tell the report in the log, and show its table as an artifact."""
+        for line in reports.lines(report):
+            self._logger.info(line)
+            self._progress.say(line)
+        stages.publish(report)
+
+    def say(self, text: str) -> None:
+        """Tell the user something."""
+        self._logger.info(text)
+        self._progress.say(text)
+
+
+def _opaque(value: T) -> T:
+    """A parameter that Prefect passes on without looking inside."""
+    return cast(T, opaque(value))
+
+
+def _result(future: PrefectFuture[dict[str, Any]]) -> ChunkResult:
+    """The record of a chunk task, once it is done."""
+    result = msgspec.convert(future.result(), ChunkResult)
+    return replace(result, reused=True) if future.state.name == "Cached" else result

@@ -1,0 +1,104 @@
+"""The stages of a conversion as Prefect tasks: names, retries and caching around one call into the library each.
+
+Prefect ships the body of a task to processes and Dask by value, with copies of the module's globals. A body is
+therefore one call of a function of the library, which travels by reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from prefect import Task, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+from prefect_cytotable.tasks.caching import ByChunkKey, ChunkJob
+from prefect_cytotable.tasks.core import gather as gathering
+from prefect_cytotable.tasks.core import inspection, output
+from prefect_cytotable.tasks.core import plan as planning
+from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.model import (
+    ChunkResult,
+    ColumnType,
+    Gathered,
+    Inspected,
+    Options,
+    OutputFile,
+    Plan,
+    Report,
+    Skipped,
+)
+from prefect_cytotable.tasks.core.work import ATTEMPTS, convert_job, may_pass
+
+ARTIFACT_ROWS = 500
+"""Datasets that the table of rows lists in the UI; the Parquet file's metadata has them all."""
+
+
+def failure_may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect should try a chunk again: for locks and faults of a disk, never for bad data."""
+    try:
+        state.result()
+    except Exception as error:
+        return may_pass(error)
+    return False
+
+
+@task(task_run_name="gather", cache_policy=NO_CACHE, persist_result=False)
+def gather(options: Options) -> Gathered:
+    """Stage 1: the datasets at the source path."""
+    return gathering.gather(options)
+
+
+@task(task_run_name="inspect", cache_policy=NO_CACHE, persist_result=False)
+def inspect(
+    gathered: Gathered,
+    options: Options,
+    widened: tuple[tuple[str, str, ColumnType], ...],
+    bad: tuple[Skipped, ...],
+) -> Inspected:
+    """Stage 2: schemas and relations."""
+    return inspection.inspect(gathered, options, widened, bad)
+
+
+@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
+def plan(inspected: Inspected, options: Options) -> Plan:
+    """Stage 3: the chunks."""
+    return planning.plan(inspected, options)
+
+
+@task(
+    task_run_name="{job.name}",
+    cache_policy=ByChunkKey(),
+    persist_result=True,
+    result_serializer="json",
+    retries=ATTEMPTS - 1,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=failure_may_pass,
+)
+def convert_chunk(job: ChunkJob) -> dict[str, Any]:
+    """Stage 4: one chunk. Gives its record (`ChunkResult`) as plain values."""
+    result: dict[str, Any] = msgspec.to_builtins(convert_job(job.plan_path, job.number))
+    return result
+
+
+@task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
+def report(converted: Plan, results: Sequence[ChunkResult]) -> Report:
+    """Stage 6: the account of the rows, made and checked before the output is written."""
+    return reports.build(converted, results)
+
+
+@task(task_run_name="write", cache_policy=NO_CACHE, persist_result=False)
+def write(converted: Plan, results: Sequence[ChunkResult], account: Report) -> tuple[OutputFile, ...]:
+    """Stage 5: the output."""
+    return output.write_output(converted, results, account)
+
+
+def publish(finished: Report) -> None:
+    """Show the row account as a table artifact of the run."""
+    rows = reports.table(finished)
+    description = "\n".join(f"- {line.strip()}" for line in reports.lines(finished))
+    create_table_artifact(table=rows[:ARTIFACT_ROWS], key="row-account", description=description)

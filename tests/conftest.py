@@ -1,0 +1,63 @@
+"""What all tests share: the real samples, and conversions that run here, without any Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, settings
+from prefect_cytotable.flows import convert
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Time says nothing on a shared machine; what is slow to begin is the first example alone.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Real exports of CellProfiler and its kin, where they are at hand."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real sample data is not here")
+    return folder
+
+
+@contextmanager
+def without_server(home: Path) -> Iterator[None]:
+    """An environment in which no Prefect server is configured and no user's settings are seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_API_KEY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("PREFECT_HOME", str(home / "prefect"))
+        patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "cytotable"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
+    """Converts in this process and gives the table; of a folder that was written, its files by relative path."""
+    home = tmp_path_factory.mktemp("home")
+
+    def converted(source: str | Path, dest: str | Path, **arguments: Any) -> Any:
+        with without_server(home):
+            convert(source, dest, **arguments)
+        dest = Path(dest)
+        if dest.is_dir():
+            files = sorted(dest.rglob("*.parquet"))
+            return {file.relative_to(dest).as_posix(): pq.read_table(file, partitioning=None) for file in files}
+        return pq.read_table(dest)
+
+    return converted
