@@ -120,7 +120,7 @@ def _parser() -> _Parser:
     one.add_argument("folder", nargs="?", default="prefect-cytotable-demo", help="where to (default: %(default)s)")
 
     one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
-    one.add_argument("what", choices=["start", "status", "stop"])
+    one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
     return parser
 
@@ -231,8 +231,9 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     if given.joins:
         try:
             arguments["joins"] = Path(given.joins).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ArgumentError(f"--joins {given.joins}: the file cannot be read ({error.strerror}).") from error
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ArgumentError(f"--joins {given.joins}: the file cannot be read ({cause}).") from error
     return arguments
 
 

@@ -13,8 +13,11 @@ from typing import Any, TypeVar, cast
 import msgspec
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
+from prefect.utilities.urls import url_for
+from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import started, uses_processes
 from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.tasks import stages
@@ -63,10 +66,19 @@ def passing(task_runner: str | TaskRunner[Any], progress: Progress) -> Iterator[
 
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
+    progress = _progress.get() or Silent()
+    if address := _page():
+        progress.say(f"Flow run: {address}")
     options = make_options(**arguments)
     runner = _runner.get() if task_runner == GIVEN else None
-    report = pipeline.run(options, PrefectCaller(runner or checked_runner(task_runner), _progress.get() or Silent()))
+    report = pipeline.run(options, PrefectCaller(runner or checked_runner(task_runner), progress))
     return returned(report, options)
+
+
+def _page() -> str | None:
+    """Where a browser shows this flow run; nowhere for a server that ends with the run."""
+    address = url_for("flow-run", obj_id=str(flow_run.id))
+    return without_password(address) if address else None
 
 
 class PrefectCaller:

@@ -14,13 +14,27 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 from prefect_cytotable.flows import conductor
+from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.session import connected
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.returned import Returned
 
 
-def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progress: Progress) -> Returned:
-    """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
-    with conductor.passing(task_runner, progress) as name:
+def convert(
+    arguments: dict[str, Any],
+    task_runner: str | TaskRunner[Any],
+    progress: Progress,
+    connection: Connection | None = None,
+) -> Returned:
+    """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them.
+
+    Args:
+        arguments: Those of `prefect_cytotable.flows.convert`, but for the next two.
+        task_runner: A runner's name, an address, or a runner.
+        progress: Who hears of the progress.
+        connection: The server to connect to; None where Prefect is connected, or starts a server itself.
+    """
+    with connected(connection), conductor.passing(task_runner, progress) as name:
         answer: Returned = convert_flow(**_plain(arguments), task_runner=name)
         return answer
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from prefect_cytotable.flows import server
+from prefect_cytotable.flows.connection import Connection, Origin, configured_api_url
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
 from prefect_cytotable.tasks.core.local import LocalCaller, Runner
@@ -42,15 +41,13 @@ def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progr
     heard = progress or Silent()
     runner = checked_runner(task_runner)
     options = make_options(**arguments)
-    where = orchestration(runner)
+    where, connection = orchestration(runner)
     if where is not Orchestration.NONE:
-        from prefect_cytotable.flows import (
-            orchestrated,
-        )  # Prefect takes 2 s to import: only where it runs the show
+        from prefect_cytotable.flows import orchestrated  # Prefect takes 2 s to import: only where it runs the show
 
         if where is Orchestration.EPHEMERAL:
             heard.say(EPHEMERAL)
-        answer: Returned = orchestrated.convert(arguments, runner, heard)
+        answer: Returned = orchestrated.convert(arguments, runner, heard, connection)
         return answer
     heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
@@ -91,17 +88,33 @@ def checked_runner(task_runner: str | TaskRunner[Any]) -> str | TaskRunner[Any]:
     )
 
 
-def orchestration(runner: str | TaskRunner[Any]) -> Orchestration:
-    """Who keeps the state: a server where one is configured or runs, or where the run is part of another flow."""
+def orchestration(runner: str | TaskRunner[Any]) -> tuple[Orchestration, Connection | None]:
+    """Who keeps the state, and the server to connect to.
+
+    A server, where one is configured or runs; the flow that this call is part of, which has its connection already.
+    """
     if _inside_flow():
-        return Orchestration.SERVER
-    connection = server.configured_api_url()
+        return Orchestration.SERVER, None
+    connection = _connection()
     if connection is not None:
-        if connection.origin is server.Origin.OWN_SERVER:
-            os.environ["PREFECT_API_URL"] = connection.url
-        return Orchestration.SERVER
+        return Orchestration.SERVER, connection
     needs_prefect = not isinstance(runner, str) or runner not in list(Runner)
-    return Orchestration.EPHEMERAL if needs_prefect else Orchestration.NONE
+    return (Orchestration.EPHEMERAL if needs_prefect else Orchestration.NONE), None
+
+
+def _connection() -> Connection | None:
+    """The server of a run that begins here.
+
+    Where Prefect is imported already, it has settled its address then, or a program has set one since.
+    """
+    configured = configured_api_url()
+    if "prefect.settings" in sys.modules:
+        from prefect.settings import PREFECT_API_URL
+
+        settled = PREFECT_API_URL.value()
+        if settled and (configured is None or settled != configured.url):
+            return Connection(settled, Origin.SETTINGS)
+    return configured
 
 
 def _inside_flow() -> bool:

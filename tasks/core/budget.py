@@ -21,6 +21,9 @@ WORKER_BASE = {"local": 130 * MIB, "orchestrated": 260 * MIB}
 COPIES = 2.6
 """Peak bytes of converting a chunk, over the Arrow bytes of its rows: read, joined copy, encoder."""
 
+PARSER = 16 * MIB
+"""Bytes that the CSV parser holds in its own form at a time, besides the text."""
+
 SMALLEST_CHUNK = 4 * MIB
 LARGEST_CHUNK = 64 * MIB
 SMALLEST_SHARE = 6 * MIB
@@ -82,7 +85,7 @@ def even_share(total: int, limit: int) -> int:
     chunks = -(-total // limit)
     if total >= 4 * SMALLEST_SHARE:
         chunks = -(-max(chunks, 4) // 4) * 4
-    return -(-total // max(chunks, 1)) or limit
+    return -(-total // max(chunks, 1)) * 51 // 50 or limit
 
 
 def workers_within(budget: int, chunk_memory: int, wanted: int, processes: bool, orchestrated: bool) -> int:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from prefect_cytotable.tasks.core import assemble
 from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
 from prefect_cytotable.tasks.core.errors import AccountError, UnmatchedError
-from prefect_cytotable.tasks.core.join import join, steps_from
+from prefect_cytotable.tasks.core.join import join, key_array, steps_from
 from prefect_cytotable.tasks.core.load import (
     Findings,
     Loaded,
@@ -187,11 +187,11 @@ def _compare_counts(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded], finding
                 strict=True,
             )
         )
-        counts = image.columns[column].to_pylist()
+        counts = key_array(image.columns[column]).to_pylist()
         if compartment in findings.tableless:
             continue
         keys = zip(image.keys.dataset.to_pylist(), image.keys.image.to_pylist(), counts, strict=True)
-        wrong = sum(count is not None and int(count) != found[ds, number] for ds, number, count in keys)
+        wrong = sum(count is not None and count != found[ds, number] for ds, number, count in keys)
         if wrong:
             finding = f"images with another number of objects than {column} in the image table tells"
             findings.notes[loaded[compartment].schema.label, finding] += wrong

@@ -28,6 +28,9 @@ from prefect_cytotable.tasks.core.sources.registry import SUFFIXES
 WORK_SUFFIX = ".prefect-cytotable"
 """Ending of the hidden folders in which runs keep their parts; never searched for sources."""
 
+APPLE_DOUBLE = "._"
+"""Beginning of the files that macOS writes beside each file on a foreign disk; never data."""
+
 CRC_BLOCK = 1 << 20
 
 
@@ -114,7 +117,7 @@ def _files(root: Path) -> Iterator[Path]:
                 if entry.is_dir():
                     if not entry.name.endswith(WORK_SUFFIX):
                         waiting.append(folder / entry.name)
-                elif entry.is_file():
+                elif entry.is_file() and not entry.name.startswith(APPLE_DOUBLE):
                     yield folder / entry.name
 
 

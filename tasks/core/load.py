@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from prefect_cytotable.tasks.core.arrays import empty, from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceChangedError
 from prefect_cytotable.tasks.core.join import KeyTable, Step, key_array, steps_from
@@ -97,36 +98,56 @@ def load(
     """A chunk's rows of one compartment, those of its datasets one after the other."""
     schema = plan.inspected.schema(compartment)
     assert schema is not None
-    parents = sorted({one.column for one in plan.inspected.relations if one.child == compartment})
-    tables, keyless = [], Counter[int]()
+    keyless = Counter[int]()
+    wanted: list[tuple[int, Request]] = []
     for position, slice_ in enumerate(chunk.slices):
-        dataset = plan.datasets[slice_.dataset]
-        source, region = dataset.source(compartment), slice_.region(compartment)
+        source, region = plan.datasets[slice_.dataset].source(compartment), slice_.region(compartment)
         if source is None or region is None:
             findings.tableless.setdefault(compartment, set()).add(position)
             continue
         keyless[position] += region.keyless
-        if region.rows == 0:
-            continue
-        spans = _overlapping(region.spans, objects)
-        keys = Keys(schema.image_number, schema.object_number)
-        request = Request(source, keys, columns, slice_.images, objects, spans)
-        answer = _read(request, dataset.name, findings)
-        if answer is not None:
-            _check_count(source, slice_, region.rows, answer, objects)
-            tables.append((position, answer.table))
-    uniform = [_uniform(table, columns) for _, table in tables]
-    sizes = [table.num_rows for _, table in tables]
+        if region.rows != 0:
+            keys = Keys(schema.image_number, schema.object_number)
+            spans = _overlapping(region.spans, objects)
+            wanted.append((position, Request(source, keys, columns, slice_.images, objects, spans)))
+    positions, tables = _read_all(plan, chunk, wanted, findings)
+    uniform = [_uniform(table, columns) for table in tables]
     arrays = {name: _concatenated([table[name] for table in uniform], type_) for name, type_ in columns}
-    positions = np.repeat(np.array([one for one, _ in tables], np.int32), sizes)
-    keys_ = KeyTable(
+    return Loaded(schema, arrays, _keys(plan, schema, arrays, positions), keyless)
+
+
+def _read_all(
+    plan: Plan, chunk: Chunk, wanted: list[tuple[int, Request]], findings: Findings
+) -> tuple[NDArray[np.int32], list[pa.Table]]:
+    """(the dataset of each row, tables): all sources at once where that works, else one by one."""
+    if len(wanted) > 1:
+        reader = reader_of(wanted[0][1].source.format)
+        together = reader.read_together([request for _, request in wanted])
+        if together is not None:
+            datasets = np.array([position for position, _ in wanted], np.int32)
+            return np.repeat(datasets, together.rows), [together.table]
+    read = []
+    for position, request in wanted:
+        slice_ = chunk.slices[position]
+        answer = _read(request, plan.datasets[slice_.dataset].name, findings)
+        if answer is not None:
+            region = slice_.region(request.source.compartment)
+            _check_count(request, slice_, region.rows if region else None, answer)
+            read.append((position, answer.table))
+    datasets = np.array([position for position, _ in read], np.int32)
+    return np.repeat(datasets, [table.num_rows for _, table in read]), [table for _, table in read]
+
+
+def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.Array], datasets: NDArray[np.int32]) -> KeyTable:
+    """The keys among the columns of a compartment."""
+    parents = sorted({one.column for one in plan.inspected.relations if one.child == schema.compartment})
+    return KeyTable(
         schema.label,
-        from_numpy(positions),
+        from_numpy(datasets),
         key_array(arrays[schema.image_number]),
         key_array(arrays[schema.object_number]) if schema.object_number else None,
         {name: key_array(arrays[name]) for name in parents},
     )
-    return Loaded(schema, arrays, keys_, keyless)
 
 
 def check_unchanged(source: Source) -> None:
@@ -218,12 +239,11 @@ def _read(request: Request, dataset: str, findings: Findings) -> Answer | None:
     return answer
 
 
-def _check_count(
-    source: Source, slice_: Slice, counted: int | None, answer: Answer, objects: tuple[int, int] | None
-) -> None:
-    exact = counted is not None and (objects is None or objects == slice_.objects)
-    if exact and answer.table.num_rows != counted:
-        raise _changed(source)
+def _check_count(request: Request, slice_: Slice, counted: int | None, answer: Answer) -> None:
+    """Raise where a source has other rows than its index counted: it was changed in between."""
+    exact = counted is not None and request.objects in (None, slice_.objects)
+    if exact and not answer.widened and answer.table.num_rows != counted:
+        raise _changed(request.source)
 
 
 def _uniform(table: pa.Table, columns: tuple[tuple[str, ColumnType], ...]) -> dict[str, pa.ChunkedArray]:

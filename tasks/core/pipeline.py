@@ -5,6 +5,7 @@ A local run calls them in this process, an orchestrated one as Prefect tasks; bo
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
-from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError
+from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
 from prefect_cytotable.tasks.core.model import (
@@ -112,14 +113,23 @@ def run(options: Options, caller: Caller) -> Report:
     with lock(destination):
         try:
             report = _run(options, caller, Store(Path(options.work_dir)), started)
-        except BaseException:
+        except BaseException as error:
             _remove_if_unused(Path(options.work_dir))
             if made:
                 _remove_if_unused(neighbour(destination))
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _full(options, error) from error
             raise
         _clean(options)
     caller.publish(report)
     return report
+
+
+def _full(options: Options, error: OSError) -> DiskSpaceError:
+    return DiskSpaceError(
+        f"{options.work_dir} or {options.destination}: no space left on the disk ({error}). Make room, or choose "
+        f"another work_dir or destination. The same command then goes on with the parts that are done."
+    )
 
 
 def draft(options: Options, caller: Caller) -> Plan:
@@ -128,9 +138,7 @@ def draft(options: Options, caller: Caller) -> Plan:
     return plan
 
 
-def _planned(
-    gathered: Gathered, options: Options, caller: Caller, amendments: _Amendments
-) -> tuple[Plan, _Amendments]:
+def _planned(gathered: Gathered, options: Options, caller: Caller, amendments: _Amendments) -> tuple[Plan, _Amendments]:
     """The plan without the sources that cannot be read, those among them that only an index shows to be bad."""
     while True:
         inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)

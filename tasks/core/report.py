@@ -54,7 +54,7 @@ def build(plan: Plan, results: Sequence[ChunkResult]) -> Report:
         tables_in=tuple((schema.label, tables_in[schema.compartment]) for schema in inspected.schemas),
         skipped=inspected.gathered.skipped,
         notes=tuple(Note(subject, finding, count) for (subject, finding), count in sorted(notes.items())),
-        warnings=tuple(_warnings(plan)),
+        warnings=tuple(_warnings(plan, rows)),
         columns_absent=tuple((label, count) for label, count in absent.items() if count),
         widened=inspected.widened,
         chunks=len(results),
@@ -87,9 +87,9 @@ def _accounts(plan: Plan, results: Sequence[ChunkResult]) -> tuple[Account, ...]
     )
 
 
-def _warnings(plan: Plan) -> list[str]:
+def _warnings(plan: Plan, rows: int) -> list[str]:
     inspected = plan.inspected
-    warnings = []
+    warnings = [] if rows else ["the output is empty: no row was left"]
     present = {schema.compartment for schema in inspected.schemas}
     for key, label in inspected.gathered.labels:
         if key not in present:

@@ -8,6 +8,7 @@ that the record tells; both appear by a rename, so that a killed run leaves noth
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -124,17 +125,29 @@ def lock(destination: Path) -> Iterator[None]:
     Raises:
         DestinationBusyError: Another run holds it.
     """
-    folder = neighbour(destination)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DestinationBusyError(
-                    f"{destination}: another run is writing there. Wait for it, or choose another destination."
-                ) from error
-        yield
+    path = neighbour(destination) / "lock"
+    locked = False
+    while not locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise DestinationBusyError(
+                        f"{destination}: another run is writing there. Wait for it, or choose another destination."
+                    ) from error
+            locked = _is_open(path, file.fileno())  # else a run that has just ended took the file away
+            if locked:
+                yield
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    """Whether `path` is the file that is open as `descriptor`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def _plan(path: str) -> Plan:
 def convert_job(plan_path: str, number: int) -> ChunkResult:
     """Convert chunk `number` of the plan in the file `plan_path`."""
     plan = _plan(plan_path)
-    return convert_chunk(plan, plan.chunks[number], Store(Path(plan.options.work_dir)))
+    done = convert_chunk(plan, plan.chunks[number], Store(Path(plan.options.work_dir)))
+    return replace(done, number=number)  # the record of an earlier plan can have another: no key depends on it
 
 
 def convert_job_with_retries(plan_path: str, number: int) -> ChunkResult:

@@ -12,7 +12,20 @@ IDENTIFYING = frozenset(
 )
 # Words that names are made of, so that prefixes, labels and shared words meet each other often.
 WORDS = st.sampled_from(
-    ["Cells", "cells", "Nuclei", "Image", "Metadata", "Parent", "ImageNumber", "ObjectNumber", "Area", "Well", "", "é\n"]
+    [
+        "Cells",
+        "cells",
+        "Nuclei",
+        "Image",
+        "Metadata",
+        "Parent",
+        "ImageNumber",
+        "ObjectNumber",
+        "Area",
+        "Well",
+        "",
+        "é\n",
+    ]
 )
 NAMES = st.lists(WORDS, min_size=1, max_size=4).map("_".join).filter(bool)
 

@@ -54,7 +54,7 @@ def test_a_preset_says_what_the_exporter_writes(
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(PresetError, match="'celprofiler_csv'.*Did you mean 'cellprofiler_csv'"):
+    with pytest.raises(PresetError, match=r"'celprofiler_csv'.*Did you mean 'cellprofiler_csv'"):
         load_preset("celprofiler_csv")
 
 

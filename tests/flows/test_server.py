@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prefect_cytotable.flows import server
-from prefect_cytotable.flows.server import Connection, Origin, ServerError, ServerState
+from prefect_cytotable.flows import connection, remembered, server
+from prefect_cytotable.flows.connection import Connection, Origin
+from prefect_cytotable.flows.remembered import ServerError, ServerState
 from prefect_cytotable.tasks.core.errors import CytotableError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
@@ -27,7 +28,7 @@ LOCAL = "http://127.0.0.1:4200/api"
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
+        probe.bind((remembered.HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
@@ -72,12 +73,12 @@ def living_members(group: int) -> list[str]:
 
 def remember(folder: Path, state: ServerState) -> Path:
     folder.mkdir(exist_ok=True)
-    server._write_state(folder, state)
-    return server._state_file(folder)
+    remembered.write_state(folder, state)
+    return remembered.state_file(folder)
 
 
 def fake_state(folder: Path, pid: int, identity: str) -> ServerState:
-    return ServerState(pid, identity, f"http://{server.HOST}:{free_port()}/api", folder / "server.log")
+    return ServerState(pid, identity, f"http://{remembered.HOST}:{free_port()}/api", folder / "server.log")
 
 
 # --- import -------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def fake_state(folder: Path, pid: int, identity: str) -> ServerState:
 def test_neither_the_import_nor_the_question_loads_prefect(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OTHER=1\n")
     program = (
-        "import sys; from prefect_cytotable.flows import server; server.configured_api_url(); "
+        "import sys; from prefect_cytotable.flows import connection, server; connection.configured_api_url(); "
         "print([name for name in sys.modules if name.partition('.')[0] == 'prefect'])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -185,7 +186,7 @@ def test_the_address_is_the_one_that_prefect_resolves(
         if variable == "PREFECT_HOME" and not value:
             monkeypatch.delenv(variable)
 
-    assert server.configured_api_url() == expected
+    assert connection.configured_api_url() == expected
 
     program = "from prefect.settings import PREFECT_API_URL; print('url=', PREFECT_API_URL.value() or '', sep='')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -198,7 +199,7 @@ def test_a_malformed_file_is_no_answer_and_no_crash(file: str, content: bytes, t
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    assert server.configured_api_url(cwd=tmp_path) is None
+    assert connection.configured_api_url(cwd=tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_malformed_file_is_no_answer_and_no_crash(file: str, content: bytes, t
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="the XDG folders are those of Linux")
 def test_the_state_folder_is_where_the_system_keeps_such_things(variables: dict[str, str], expected: str) -> None:
-    assert server.state_folder({"HOME": "/home/u", **variables}) == Path(expected)
+    assert remembered.state_folder({"HOME": "/home/u", **variables}) == Path(expected)
 
 
 # --- states that lie ----------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def test_a_process_that_is_gone_is_forgotten(ask: Callable[[], object], own_stat
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(timeout=20)
     file = remember(own_state_folder, fake_state(own_state_folder, gone.pid, "then"))
-    assert server.configured_api_url() is None
+    assert connection.configured_api_url() is None
     assert ask() is None
     assert not file.exists()
 
@@ -265,23 +266,23 @@ def test_ending_a_server_whose_number_was_used_again_spares_the_new_process(
 )
 def test_a_damaged_state_file_means_no_server(text: str, own_state_folder: Path) -> None:
     own_state_folder.mkdir()
-    server._state_file(own_state_folder).write_text(text)
-    assert server.configured_api_url() is None
+    remembered.state_file(own_state_folder).write_text(text)
+    assert connection.configured_api_url() is None
     assert server.stop() is None
-    assert not server._state_file(own_state_folder).exists()
+    assert not remembered.state_file(own_state_folder).exists()
 
 
 def test_a_process_has_one_identity_and_a_dead_one_none() -> None:
-    mine = server._process_identity(os.getpid())
+    mine = remembered.process_identity(os.getpid())
     assert mine is not None
-    assert mine == server._process_identity(os.getpid())
+    assert mine == remembered.process_identity(os.getpid())
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    identity = server._process_identity(child.pid)
+    identity = remembered.process_identity(child.pid)
     assert identity is not None
     assert child.stdin is not None
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but not fetched
-    assert server._process_identity(child.pid) is None
+    assert remembered.process_identity(child.pid) is None
     child.wait(timeout=20)
 
 
@@ -296,13 +297,13 @@ def test_a_stopped_server_is_killed_when_it_does_not_listen(own_state_folder: Pa
     )
     assert stubborn.stdout is not None
     child = int(stubborn.stdout.readline())
-    identity = server._process_identity(stubborn.pid)
+    identity = remembered.process_identity(stubborn.pid)
     assert identity is not None
     remember(own_state_folder, fake_state(own_state_folder, stubborn.pid, identity))
     stopped = server.stop(timeout=0.3)
     assert stopped is not None
     stubborn.communicate(timeout=20)  # ends only when the child, which holds the pipe, has ended too
-    assert server._process_identity(child) is None
+    assert remembered.process_identity(child) is None
 
 
 # --- a port that is taken, a server that dies ---------------------------------------------------------------
@@ -310,14 +311,14 @@ def test_a_stopped_server_is_killed_when_it_does_not_listen(own_state_folder: Pa
 
 def test_a_taken_port_is_an_error_that_names_it(own_state_folder: Path) -> None:
     with socket.socket() as other:
-        other.bind((server.HOST, 0))
+        other.bind((remembered.HOST, 0))
         other.listen()
         port = other.getsockname()[1]
         other.settimeout(0)
         with pytest.raises(ServerError, match=rf"port {port} .*--port") as caught:
             server.start(port=port)
     assert isinstance(caught.value, CytotableError)
-    assert not server._state_file(own_state_folder).exists()
+    assert not remembered.state_file(own_state_folder).exists()
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
@@ -335,7 +336,7 @@ def test_a_server_that_ends_at_once_shows_its_last_words(
         server.start(port=free_port(), timeout=60)
     assert str(own_state_folder) in str(caught.value)
     assert server.status() is None
-    assert not server._state_file(own_state_folder).exists()
+    assert not remembered.state_file(own_state_folder).exists()
 
 
 def test_a_server_that_does_not_answer_in_time_is_ended(
@@ -350,12 +351,12 @@ def test_a_server_that_does_not_answer_in_time_is_ended(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(ServerError, match="did not answer"):
         server.start(port=free_port(), timeout=2)
-    assert server._process_identity(int((tmp_path / "pid").read_text())) is None
-    assert not server._state_file(own_state_folder).exists()
+    assert remembered.process_identity(int((tmp_path / "pid").read_text())) is None
+    assert not remembered.state_file(own_state_folder).exists()
 
 
 def test_one_start_at_a_time(own_state_folder: Path) -> None:
-    with server._lock(own_state_folder, 0.0), pytest.raises(ServerError, match="under way"):
+    with remembered.lock(own_state_folder, 0.0), pytest.raises(ServerError, match="under way"):
         server.start(port=free_port(), timeout=0.1)
 
 
@@ -439,12 +440,12 @@ def test_of_two_starts_at_once_one_wins(running: tuple[ServerState, Path, list[b
 
 def test_a_started_server_is_found(real: ServerState) -> None:
     assert real.responding
-    assert server.configured_api_url() == Connection(real.url, Origin.OWN_SERVER)
+    assert connection.configured_api_url() == Connection(real.url, Origin.OWN_SERVER)
 
 
 def test_what_the_user_configured_comes_before_our_server(real: ServerState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", URL)
-    assert server.configured_api_url() == Connection(URL, Origin.ENVIRONMENT)
+    assert connection.configured_api_url() == Connection(URL, Origin.ENVIRONMENT)
 
 
 def test_the_pages_talk_to_the_servers_own_port(real: ServerState) -> None:
@@ -459,7 +460,7 @@ def test_the_server_keeps_its_database_in_the_home_that_was_given(
 
 
 def test_state_and_log_are_for_the_user_alone(real: ServerState) -> None:
-    for path in (real.log, server._state_file(server.state_folder())):
+    for path in (real.log, remembered.state_file(remembered.state_folder())):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -481,11 +482,11 @@ def test_stop_leaves_no_process_and_no_state(real: ServerState) -> None:
     stopped = server.stop()
     assert stopped is not None
     assert stopped.pid == real.pid
-    assert server._process_identity(real.pid) is None
+    assert remembered.process_identity(real.pid) is None
     assert living_members(real.pid) == []  # nor any child of it
-    assert not server._state_file(server.state_folder()).exists()
+    assert not remembered.state_file(remembered.state_folder()).exists()
     assert server.status() is None
-    assert server.configured_api_url() is None
+    assert connection.configured_api_url() is None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((server.HOST, real.port))
+        probe.bind((remembered.HOST, real.port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def write_whole(parts: list[Path], table: OutputTable, metadata: dict[str, str],
     sink = pa.BufferOutputStream()
     _write(pa.Table.from_arrays([empty(field.type) for field in schema], schema=schema), sink)
     with path.open("wb", buffering=0) as file:
-        return parquet_splice.splice(parts, sink.getvalue().to_pybytes(), file)
+        rows = parquet_splice.splice(parts, sink.getvalue().to_pybytes(), file)
+        os.fsync(file.fileno())
+    return rows
 
 
 def _write(table: pa.Table, where: Path | pa.NativeFile) -> None:
@@ -70,6 +73,7 @@ def _write(table: pa.Table, where: Path | pa.NativeFile) -> None:
         use_dictionary=texts,
         write_statistics=ranked,
         row_group_size=max(table.num_rows, 1),
+        write_page_index=False,
     )
 
 

@@ -93,10 +93,10 @@ def _fields(footer: bytes, known: Mapping[int, tuple[int, bytes]]) -> tuple[dict
         if number in fields:
             raise DamagedPartError("its footer has a field twice")
         begin = at
-        same, value = known.get(number, (0, b""))
+        known_kind, value = known.get(number, (None, b""))
         if number == ROW_GROUPS and kind == LIST:
             at = cutter.row_groups(at)
-        elif kind == same and footer.startswith(value, at):  # no value is the beginning of another one
+        elif kind == known_kind and footer.startswith(value, at):  # no value is the beginning of another one
             at += len(value)
         else:
             at = _skip_field(footer, at, kind, 0)

@@ -165,7 +165,7 @@ def footer_bytes(file: BinaryIO) -> tuple[int, bytes]:
 
 
 def _check_same(part: Footer, path: Path, head: Footer, schema: pa.Schema, leaves: int) -> None:
-    """Refuse a part that means other than the template, which has the columns `schema`, `leaves` without nesting, says."""
+    """Refuse a part that means other than the template, which has this schema and `leaves` column chunks, says."""
     if part.raw(parquet_footer.SCHEMA) != head.raw(parquet_footer.SCHEMA):
         difference = _difference(_described(path, str(path))[1], schema)
         raise PartMismatchError(f"{path} has another schema than the other parts: {difference}")
@@ -209,11 +209,11 @@ def _check_readable(plan: Splice, parts: Sequence[Path | str]) -> None:
 
 
 def _described(file: Path | bytes, name: str) -> tuple[int, pa.Schema]:
-    """Let pyarrow read a footer; returns the number of columns, those within columns counted, and the schema."""
+    """Let pyarrow read a footer; returns the number of column chunks of a row group, and the schema."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(file) if isinstance(file, bytes) else file)
         schema = metadata.schema.to_arrow_schema()
-        schema.names  # noqa: B018  # decodes them: a damaged one is no UTF-8
+        schema.names  # noqa: B018  # decodes them; a damaged one may be no UTF-8
         return metadata.num_columns, schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedPartError(

@@ -99,6 +99,14 @@ class Answer:
     findings: tuple[Finding, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Together:
+    """The rows of several sources, one after the other, and how many each has."""
+
+    table: pa.Table
+    rows: tuple[int, ...]
+
+
 class Reader(Protocol):
     """Reads one format.
 
@@ -131,6 +139,10 @@ class Reader(Protocol):
 
     def count(self, source: Source) -> int | None:
         """The number of rows of a source that may be damaged, None where that cannot be told."""
+        ...
+
+    def read_together(self, requests: Sequence[Request]) -> Together | None:
+        """The rows of several whole sources at once, or None where they have to be read one by one."""
         ...
 
     def read(self, request: Request) -> Answer:

@@ -21,7 +21,7 @@ from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Source, Span
 from prefect_cytotable.tasks.core.schema import from_arrow, merge, to_arrow
 from prefect_cytotable.tasks.core.sources import csv_index
-from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Index, Keys, Request, Sample
+from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Index, Keys, Request, Sample, Together
 from pyarrow import csv as arrow_csv
 
 HEADER_LIMIT = 64 << 20
@@ -102,6 +102,35 @@ class CsvReader:
                 lines += block.count(b"\n")
                 last = block[-1:]
         return max(lines + (last != b"\n") - 1, 0)
+
+    def read_together(self, requests: Sequence[Request]) -> Together | None:
+        """Many small files with the same header, parsed as one: a file of its own costs more than its few rows.
+
+        None where anything at all is unusual about a file; read one by one, each gets an answer or an error.
+        """
+        columns = requests[0].columns
+        if any(one.spans or one.images or one.objects or one.columns != columns for one in requests):
+            return None
+        header, bodies, rows = b"", [], []
+        for request in requests:
+            data = Path(request.source.path).read_bytes()
+            start = data.find(b"\n") + 1
+            header = header or data[:start]
+            if not data.endswith(b"\n") or data[:start] != header or data.count(b'"') % 2:
+                return None
+            bodies.append(memoryview(data)[start:])
+            rows.append(data.count(b"\n") - 1)
+        names, start = _header(Path(requests[0].source.path))
+        present = {name: type_ for name, type_ in columns if name in names}
+        if start != len(header) or not present or not sum(rows):
+            return None
+        try:
+            table = _parse(b"".join(bodies), names, Path(requests[0].source.path), present)
+        except (_ConversionError, BadSourceError):
+            return None
+        if table.num_rows != sum(rows):
+            return None
+        return Together(_missing_as_null(table, present), tuple(rows))
 
     def read(self, request: Request) -> Answer:
         """The rows of the whole file, or of the request's spans."""

@@ -119,6 +119,7 @@ def _last_row_end(data: bytes) -> int:
 
 
 def _rows_of(block: Bytes, fields: list[int]) -> tuple[Integers, Integers, list[Integers]]:
+    """(starts, stops, numbers of each field) of the rows of a block."""
     separator = (block == _COMMA) | (block == _NEWLINE)
     if (quotes := block == _QUOTE).any():
         separator &= (np.cumsum(quotes, dtype=np.uint8) & 1) == 0

@@ -31,6 +31,7 @@ from prefect_cytotable.tasks.core.sources.base import (
     Keys,
     Request,
     Sample,
+    Together,
 )
 
 MAGIC = b"SQLite format 3\0"
@@ -146,6 +147,10 @@ class SqliteReader:
                 return int(count)
         except sqlite3.Error:
             return None
+
+    def read_together(self, requests: Sequence[Request]) -> Together | None:
+        """Nothing is gained by it here."""
+        return None
 
     def read(self, request: Request) -> Answer:
         """The rows of a range of images, in no particular order."""

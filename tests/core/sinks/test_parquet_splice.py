@@ -468,6 +468,23 @@ class TestDamage:
         with pytest.raises(DamagedPartError, match="its row groups have 5 rows"):
             footer_of(parts[0])
 
+    @pytest.mark.parametrize("field", [b"\x60", b"\x6e", b"\x6f"])
+    def test_a_field_of_no_type(self, tmp_path: Path, field: bytes) -> None:
+        parts, _ = write_parts(tmp_path, [5])
+        with_footer(parts[0], lambda footer: footer[:-1] + field + footer[-1:])
+        with pytest.raises(DamagedPartError, match="of unknown type"):
+            plan_splice(parts, template())
+
+    def test_an_unknown_field_survives(self, tmp_path: Path) -> None:
+        unknown = b"\x6c" + b"\x15\x02" + b"\x1b\x01\x55\x02\x04" + b"\x17" + bytes(8) + b"\x00"  # i32, map, double
+        empty, whole = tmp_path / "empty", tmp_path / "whole"
+        empty.write_bytes(template())
+        with_footer(empty, lambda footer: footer[:-1] + unknown + footer[-1:])
+        parts, wanted = write_parts(tmp_path, [5])
+        splice_to(whole, parts, empty.read_bytes())
+        assert unknown in whole.read_bytes()
+        assert pq.read_table(whole).equals(wanted)
+
     def test_a_missing_part(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             splice([tmp_path / "part"], template(), io.BytesIO())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import struct
 from collections.abc import Iterable, Sequence
@@ -280,6 +281,62 @@ def test_a_column_that_the_file_lacks_is_left_out(file: Path) -> None:
     assert read(source).table.column_names == ["ImageNumber", "ObjectNumber"]
 
 
+# Many small files at once
+
+
+BODIES = st.sampled_from(
+    [
+        "1,1,2.5,a",
+        "1,2,,b",
+        '1,3,4,"c"',
+        '2,1,5,"d\nd"',
+        "2,2,nan,",
+        "",
+        "3,1,x,e",
+        "3,2,inf,f",
+        "4,1,1,g\rh",
+        "5,1",
+        "6,,7,i",
+    ]
+)
+
+
+@given(st.lists(st.lists(BODIES, max_size=4), min_size=1, max_size=4), st.sampled_from(["\n", "\r\n"]))
+def test_files_that_are_read_together_are_what_each_is_alone(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[str]], ending: str
+) -> None:
+    folder = tmp_path_factory.mktemp("together")
+    columns = (*PLANNED, ("Note", TEXT), ("Absent", DOUBLE))
+    requests = []
+    for number, rows in enumerate(files):
+        content = "".join(f"{row}{ending}" for row in ["ImageNumber,ObjectNumber,Area,Note", *rows])
+        requests.append(Request(written(folder / f"{number}.csv", content), OBJECTS, columns))
+    together = READER.read_together(requests)
+    if together is None:
+        return
+    alone = [READER.read(one) for one in requests]
+    assert not any(one.widened or one.findings for one in alone)
+    assert together.rows == tuple(one.table.num_rows for one in alone)
+    assert together.table.combine_chunks().equals(pa.concat_tables(one.table for one in alone).combine_chunks())
+
+
+def test_plain_files_are_read_together(tmp_path: Path) -> None:
+    header, files = "ImageNumber,ObjectNumber,Area", (["1,1,0.5", "1,2,"], [], ["2,1,nan"])
+    sources = [written(tmp_path / f"{number}.csv", lines(header, *rows)) for number, rows in enumerate(files)]
+    together = READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources])
+    assert together is not None
+    assert together.rows == (2, 0, 1)
+    assert together.table.column("Area").to_pylist() == [0.5, None, None]
+
+
+@pytest.mark.parametrize("odd", ["ImageNumber,Area,ObjectNumber\n1,1,1\n", "ImageNumber,ObjectNumber,Area\n1,1,1"])
+def test_an_unusual_file_is_read_alone(tmp_path: Path, odd: str) -> None:
+    plain = written(tmp_path / "a.csv", lines("ImageNumber,ObjectNumber,Area", "1,1,0.5"))
+    strange = written(tmp_path / "b.csv", odd)
+    for sources in ((plain, strange), (strange, plain)):
+        assert READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources]) is None
+
+
 # Damage
 
 
@@ -442,7 +499,7 @@ def test_the_spans_hold_every_row_once_however_it_is_read(
     assert large.unique is True
     for index in (large, split_index):
         spans = spans_of(index)
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
         header = len(plate_text([], ending, quote))
         assert sum(stop - start for start, stop in spans) == file.stat().st_size - header
         for one in index.images:

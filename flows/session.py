@@ -1,0 +1,74 @@
+"""The connection of an orchestrated run to its server: made, checked before the run begins, and its loss told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from prefect.client.base import ServerType
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
+
+ANSWER_SECONDS = 8.0
+"""How long a server may take to say that it is well; a busy one here took less than one second."""
+
+_UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no class of its own
+
+
+@contextmanager
+def connected(connection: Connection | None) -> Iterator[None]:
+    """Prefect, inside the block, connected to that server; None leaves its connection as it is.
+
+    An address that Prefect does not know of itself (our own server's) is a setting for the block alone: later runs
+    ask again which server there is.
+
+    Raises:
+        ServerUnreachableError: The server does not answer, or was lost on the way.
+    """
+    if connection is None:
+        yield
+        return
+    with temporary_settings({PREFECT_API_URL: connection.url} if PREFECT_API_URL.value() != connection.url else {}):
+        _require_answer(connection)
+        try:
+            yield
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            raise ServerUnreachableError.lost(connection, _cause(error)) from error
+        except RuntimeError as error:
+            if not str(error).startswith(_UNREACHED):
+                raise
+            raise ServerUnreachableError.lost(connection, _cause(error.__cause__ or error)) from error
+
+
+def _require_answer(connection: Connection) -> None:
+    """Ask the server once, without the retries with which Prefect would spend minutes on a silent one."""
+    once = {"client.max_retries": 0, "client.server_version_check_enabled": False}
+    try:
+        with (
+            temporary_settings(once),
+            get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
+        ):
+            cloud = client.server_type is ServerType.CLOUD
+            answer = client.request("GET", "/health")
+            if not cloud and answer.text.strip() != "true":
+                raise ServerUnreachableError.silent(connection, "what answers is no Prefect API")
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if not (cloud and status == httpx.codes.NOT_FOUND):  # the hosted service need not have this page
+            raise ServerUnreachableError.silent(connection, f"the answer is HTTP status {status}") from error
+    except (httpx.TransportError, httpx.InvalidURL, RuntimeError) as error:
+        if isinstance(error, ServerUnreachableError):
+            raise
+        raise ServerUnreachableError.silent(connection, _cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """A failed request in few words."""
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, PrefectHTTPStatusError):
+        return f"the answer is HTTP status {error.response.status_code}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,170 @@
+"""Cutting datasets into chunks: small datasets together, large ones by images, large images by objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefect_cytotable.tasks.core.model import Dataset, Inspected, Options, Region, Schema, Slice, Source, Span
+from prefect_cytotable.tasks.core.sources.base import ImageRows, Index, Keys
+from prefect_cytotable.tasks.core.sources.registry import reader_of
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows and bytes of one dataset: counted where it was indexed, estimated otherwise."""
+
+    dataset: int
+    indexes: dict[str, Index] | None
+    rows: int
+    memory: int
+
+
+def keys_of(schema: Schema) -> Keys:
+    """The columns that number the rows of a compartment."""
+    return Keys(schema.image_number, schema.object_number)
+
+
+def sources_of(inspected: Inspected, dataset: Dataset) -> list[tuple[Schema, Source]]:
+    """The compartments that a dataset has, with their sources."""
+    pairs = [(schema, dataset.source(schema.compartment)) for schema in inspected.schemas]
+    return [(schema, source) for schema, source in pairs if source is not None]
+
+
+Draft = tuple[tuple[Slice, ...], int, int]
+"""(slices, rows of the base, Arrow bytes) of a chunk to be."""
+
+
+def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) -> Iterator[Draft]:
+    """Chunks in the order of the output: small datasets together, large ones cut."""
+    alone = not options.concat and not options.join
+    waiting: list[tuple[Slice, int, int]] = []
+    for one in sizes:
+        if one.indexes is not None:
+            if waiting:
+                yield _together(waiting)
+                waiting = []
+            yield from _cut(inspected, options, one.dataset, one.indexes, limit)
+            continue
+        rows = sum(row for _, row, _ in waiting) + one.rows
+        memory = sum(size for _, _, size in waiting) + one.memory // 2
+        full = memory > limit or (options.chunk_rows and rows > options.chunk_rows) or alone
+        if waiting and full:
+            yield _together(waiting)
+            waiting = []
+        present = sources_of(inspected, inspected.gathered.datasets[one.dataset])
+        regions = tuple(Region(schema.compartment) for schema, _ in present)
+        waiting.append((Slice(one.dataset, regions), one.rows, one.memory))
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(waiting: list[tuple[Slice, int, int]]) -> Draft:
+    return (
+        tuple(one for one, _, _ in waiting),
+        sum(row for _, row, _ in waiting),
+        sum(size for *_, size in waiting),
+    )
+
+
+def _cut(inspected: Inspected, options: Options, number: int, indexes: dict[str, Index], limit: int) -> Iterator[Draft]:
+    """Chunks of one dataset: ranges of images, or of objects where one image is too large."""
+    by_image: dict[str, dict[int, ImageRows]] = {
+        name: {one.image: one for one in index.images} for name, index in indexes.items()
+    }
+    widths = {schema.compartment: schema.row_bytes for schema in inspected.schemas}
+    images = sorted({image for found in by_image.values() for image in found})
+    base = by_image.get(inspected.base, {})
+    keyless = {name: index.keyless for name, index in indexes.items()}
+    first = True
+    group: list[int] = []
+    rows = memory = 0
+
+    def close() -> Draft:
+        nonlocal first
+        regions = tuple(
+            _region(name, [found[image] for image in group if image in found], keyless[name] if first else 0)
+            for name, found in by_image.items()
+        )
+        bounds = (group[0], group[-1]) if group else (0, -1)
+        first = False
+        return (Slice(number, regions, bounds),), rows, memory
+
+    for image in images:
+        here = sum(found[image].rows * widths[name] for name, found in by_image.items() if image in found)
+        count = base[image].rows if image in base else 0
+        too_many = bool(options.chunk_rows) and rows + count > options.chunk_rows
+        if group and (too_many or (not options.chunk_rows and memory + here // 2 > limit)):
+            yield close()
+            group, rows, memory = [], 0, 0
+        pieces = _pieces(options, count, here, limit)
+        if pieces > 1:
+            parts = list(_objects(inspected, options, number, by_image, image, pieces, here))
+            if parts:
+                if first and any(keyless.values()):
+                    yield close()
+                first = False
+                yield from parts
+                continue
+        group.append(image)
+        rows, memory = rows + count, memory + here
+    if group or first:
+        yield close()
+
+
+def _region(name: str, images: list[ImageRows], keyless: int) -> Region:
+    spans = tuple(span for one in images for span in one.spans)
+    return Region(name, _condensed(spans), sum(one.rows for one in images), keyless)
+
+
+def _condensed(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Spans that follow each other made one."""
+    joined: list[Span] = []
+    for span in sorted(spans, key=lambda one: one.start):
+        if joined and joined[-1].stop in (span.start, span.start - 1):
+            joined[-1] = Span(joined[-1].start, span.stop)
+        else:
+            joined.append(Span(span.start, span.stop))
+    return tuple(joined)
+
+
+def _pieces(options: Options, rows: int, memory: int, limit: int) -> int:
+    """Into how many parts an image is cut; one where it fits a chunk."""
+    if options.query or not options.join or not rows:
+        return 1
+    if options.chunk_rows:
+        return -(-rows // options.chunk_rows)
+    return -(-memory // limit) if memory > 2 * limit else 1
+
+
+def _objects(
+    inspected: Inspected,
+    options: Options,
+    number: int,
+    by_image: dict[str, dict[int, ImageRows]],
+    image: int,
+    pieces: int,
+    memory: int,
+) -> Iterator[Draft]:
+    """One image cut by the object numbers of the base; nothing where it has rows without a number."""
+    dataset = inspected.gathered.datasets[number]
+    schema, source = inspected.schema(inspected.base), dataset.source(inspected.base)
+    assert schema is not None
+    assert source is not None
+    numbers = reader_of(source.format).objects(source, keys_of(schema), image)
+    rows = by_image[inspected.base][image].rows
+    if len(numbers) != rows:
+        return
+    step = options.chunk_rows or -(-rows // pieces)
+    for start in range(0, rows, step):
+        objects = numbers[start : start + step]
+        regions = []
+        for name, found in by_image.items():
+            one = found.get(image, ImageRows(image, 0))
+            counted = len(objects) if name == inspected.base else (0 if not one.rows else None)
+            regions.append(Region(name, one.spans, counted))
+        yield (
+            (Slice(number, tuple(regions), (image, image), (objects[0], objects[-1])),),
+            len(objects),
+            memory * len(objects) // rows,
+        )

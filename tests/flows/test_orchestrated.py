@@ -1,0 +1,765 @@
+"""Conversions as Prefect flow runs, against one real server: what it sees, what is done again, what a user is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+from plates import Ear, database_of, edited, executed, listing, sites_of
+from prefect import flow, task
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect_cytotable.flows import convert, plan, running, server, session
+from prefect_cytotable.flows.connection import Connection, Origin, ServerUnreachableError
+from prefect_cytotable.tasks.core.demo import PlateShape
+from prefect_cytotable.tasks.core.errors import ArgumentError, DuplicateKeyError, UnmatchedError
+from prefect_cytotable.tasks.core.model import ChunkResult
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
+
+PLATE = PlateShape(wells=12, sites=2, cells=12)
+ROWS = 24
+"""Rows of a chunk: two or three images each."""
+
+SQLITE = "cellprofiler_sqlite"
+TOLD = ["Flow", "chunks", "rows", "wrote"]
+"""How the lines begin that a run tells, before that with the number of chunks."""
+
+STAGES = ["gather", "inspect", "plan", "report", "write"]
+SECONDS = 60.0
+"""How long anything is waited for; each takes a few seconds on a machine that does nothing else."""
+
+
+# --- a server, and what it knows ----------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((server.HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], Any], seconds: float = SECONDS, pause: float = 0.1) -> Any:
+    """What the condition gives, once it gives something."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(pause)
+    return found
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server, and the environment of a process that shall find it, or shall find none."""
+
+    url: str
+    folder: Path
+    client: SyncPrefectClient
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """An environment that names no server, with settings of its own."""
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("PREFECT_")}
+        own = {"PREFECT_HOME": str(self.folder / "user"), "PREFECT_CYTOTABLE_HOME": str(self.folder / "nothing")}
+        return kept | own | more
+
+    def flow_run(self, told: str) -> FlowRun:
+        """The flow run whose address was told."""
+        address = re.search(r"Flow run: (\S+)/runs/flow-run/([0-9a-f-]{36})", told)
+        assert address is not None, told
+        assert address[1] == self.url.removesuffix("/api")
+        return self.client.read_flow_run(UUID(address[2]))
+
+    def task_runs(self, run: FlowRun) -> list[TaskRun]:
+        """Its task runs, all ended; they are recorded a little later than the run's own state."""
+
+        def ended() -> list[TaskRun] | None:
+            found = self.client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=200
+            )
+            report = [one for one in found if one.name == "report"]
+            done = all(one.state is not None and one.state.is_final() for one in found)
+            return found if found and done and (report or not run.state or not run.state.is_completed()) else None
+
+        found: list[TaskRun] = until(ended)
+        time.sleep(1.2)  # the recorder writes once a second
+        found = until(ended)
+        return found
+
+    def chunk_states(self, run: FlowRun) -> dict[str, str]:
+        """The states of the chunk tasks, by chunk."""
+        return {one.name: one.state.name or "" for one in self.task_runs(run) if one.name not in STAGES and one.state}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the module."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
+            patch.delenv(name)
+        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
+        state = server.start(free_port(), home=folder / "server", timeout=240)
+        try:
+            with temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"}):
+                with get_client(sync_client=True) as client:
+                    yield Served(state.url, folder, client)
+                APILogWorker.instance().drain()
+                EventsWorker.drain_all()
+        finally:
+            patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
+            server.stop()
+
+
+@pytest.fixture
+def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """This process finds the server as our own, by its state file; relative paths lie in `tmp_path`."""
+    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(served.folder / "state"))
+    monkeypatch.chdir(tmp_path)
+    with temporary_settings({PREFECT_HOME: served.folder / "user"}, restore_defaults={PREFECT_API_URL}):
+        yield served
+
+
+@contextmanager
+def no_server(served: Served) -> Iterator[None]:
+    """No server is found inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_CYTOTABLE_HOME", str(served.folder / "nothing"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plate as a SQLite file."""
+    return database_of(tmp_path_factory.mktemp("plate") / "plate.sqlite", PLATE)
+
+
+@pytest.fixture(scope="module")
+def names(plate: Path) -> list[str]:
+    """The chunks of the plate."""
+    found = [one.name for one in plan(plate, preset=SQLITE, chunk_size=ROWS).chunks]
+    assert 10 <= len(found) <= 16
+    assert all(re.fullmatch(r"plate\.sqlite, images? [0-9-]+", name) for name in found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plate: Path, served: Served, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of the table that a local run writes."""
+    with no_server(served), temporary_settings(restore_defaults={PREFECT_API_URL}):
+        ear = Ear()
+        path = convert(
+            plate, tmp_path_factory.mktemp("local") / "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear
+        )
+    assert running.HOW_TO_SERVE in ear.said
+    return Path(str(path)).read_bytes()
+
+
+def reused(ear: Ear) -> set[str]:
+    """The keys of the chunks that a run did not convert."""
+    return {one.key for one in ear.results if one.reused}
+
+
+# --- seen by the server -------------------------------------------------------------------------------------
+
+
+def test_the_command_line_is_an_ordinary_flow_run(
+    served: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(plate), "out.parquet"]
+    done = subprocess.run(
+        [*command, "--preset", SQLITE, "--chunk-size", str(ROWS), "--runner", "process"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=served.variables(PREFECT_API_URL=served.url),
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    run = served.flow_run(done.stderr)
+    told = done.stderr.splitlines()
+    assert [line.split(":")[0].split(" ")[0] for line in told] == [*TOLD, str(len(names))], told
+    assert (tmp_path / "out.parquet").read_bytes() == undisturbed
+    assert listing(tmp_path) == ["out.parquet"]
+
+    assert run.name == "plate.sqlite with cellprofiler_sqlite"
+    assert run.state is not None
+    assert run.state.name == "Completed"
+    assert run.parameters["source_path"] == str(plate)
+    assert sorted(one.name for one in served.task_runs(run)) == sorted([*STAGES, *names])
+
+    artifacts = served.client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    )
+    (account,) = [one for one in artifacts if one.key == "row-account"]
+    (row,) = json.loads(str(account.data))
+    rows = int(told[2].split()[1].replace(",", ""))
+    assert (row["dataset"], row["rows in"], row["rows out"], row["dropped"]) == ("plate.sqlite", rows, rows, "none")
+
+
+def test_a_profile_names_the_server(served: Served, plate: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    profiles = f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{served.url}"\n'
+    (tmp_path / "home" / "profiles.toml").write_text(profiles)
+    program = (
+        "import sys; from prefect_cytotable.flows import convert; "
+        "from prefect_cytotable.tasks.core.progress import Lines; "
+        f"convert(sys.argv[1], 'out.parquet', preset={SQLITE!r}, progress=Lines())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(plate)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=served.variables(PREFECT_HOME=str(tmp_path / "home")),
+        timeout=SECONDS,
+        check=True,
+    )
+    state = served.flow_run(done.stderr).state
+    assert state is not None
+    assert state.is_completed()
+    assert "No Prefect server" not in done.stderr
+
+
+def test_our_own_server_is_found_and_no_setting_stays(here: Served, plate: Path, tmp_path: Path, ear: Ear) -> None:
+    before = dict(os.environ)
+    convert(plate, "out.parquet", preset=SQLITE, progress=ear)
+    assert here.flow_run(ear.text).state_name == "Completed"
+    assert running.HOW_TO_SERVE not in ear.said
+    assert os.environ == before
+    assert PREFECT_API_URL.value() is None
+    with no_server(here):  # as after `server stop`, in the same process
+        convert(plate, "out.parquet", preset=SQLITE, overwrite=True, progress=(later := Ear()))
+    assert running.HOW_TO_SERVE in later.said
+
+
+def test_settings_of_a_prefect_that_is_imported_already_count(here: Served, plate: Path, ear: Ear) -> None:
+    with no_server(here), temporary_settings({PREFECT_API_URL: here.url}):  # as prefect_test_harness does
+        convert(plate, "out.parquet", preset=SQLITE, progress=ear)
+    assert here.flow_run(ear.text).state_name == "Completed"
+
+
+# --- the same bytes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Dask cluster that somebody else has started."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+    ) as running_cluster:
+        yield running_cluster.scheduler_address
+
+
+@pytest.mark.parametrize("name", ["sequential", "concurrent", "process", "dask", "address", "object"])
+def test_every_runner_gives_the_bytes_of_a_local_run(
+    name: str, here: Served, plate: Path, undisturbed: bytes, ear: Ear, request: pytest.FixtureRequest
+) -> None:
+    runner: str | TaskRunner[Any] = name
+    if name == "address":
+        runner = request.getfixturevalue("cluster")
+    elif name == "object":
+        runner = ThreadPoolTaskRunner(max_workers=3)
+    path = convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, task_runner=runner, workers=2, progress=ear)
+    assert Path(str(path)).read_bytes() == undisturbed
+    assert reused(ear) == set()
+    run = here.flow_run(ear.text)
+    assert run.state_name == "Completed"
+    assert run.parameters["task_runner"] == ("given" if name == "object" else runner)
+
+
+# --- done before --------------------------------------------------------------------------------------------
+
+
+def damage_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_second_run_converts_only_what_is_missing_or_damaged(
+    here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+
+    def again() -> tuple[Ear, dict[str, str]]:
+        ear = Ear()
+        path = convert(
+            plate,
+            "out.parquet",
+            preset=SQLITE,
+            chunk_size=ROWS,
+            work_dir=work,
+            keep_chunks=True,
+            overwrite=True,
+            progress=ear,
+        )
+        assert Path(str(path)).read_bytes() == undisturbed
+        return ear, here.chunk_states(here.flow_run(ear.text))
+
+    first, states = again()
+    assert set(states.values()) == {"Completed"}
+    keys = [one.key for one in first.results]
+    assert [one.number for one in first.results] == list(range(len(names)))
+
+    second, states = again()
+    assert set(states.values()) == {"Cached"}
+    assert reused(second) == set(keys)
+    assert second.said[-1].startswith(f"{len(names)} chunk(s), {len(names)} of them done before")
+
+    for number, harm in ((3, damage_a_byte), (5, shorten), (7, Path.unlink)):
+        (part,) = work.glob(f"*/parts/{keys[number]}-*.parquet")
+        harm(part)
+    third, states = again()
+    assert {name for name, state in states.items() if state != "Cached"} == {names[number] for number in (3, 5, 7)}
+    assert set(keys) - reused(third) == {keys[number] for number in (3, 5, 7)}
+
+    (record,) = work.glob(f"*/results/{keys[2]}")
+    record.write_text("{")
+    (work_folder,) = work.iterdir()
+    (work_folder / "records" / f"{keys[4]}.json").write_text("{")
+    fourth, states = again()
+    assert {name for name, state in states.items() if state != "Cached"} == {names[2], names[4]}
+    assert set(keys) - reused(fourth) == {keys[4]}  # of the other only Prefect's note was lost
+
+
+@pytest.mark.parametrize("where", ["server", "local"])
+def test_new_and_changed_sources_leave_the_other_chunks_done(where: str, here: Served, tmp_path: Path) -> None:
+    source = tmp_path / "plates"
+    for seed, name in enumerate(("b", "c")):
+        database_of(source / f"{name}.sqlite", PlateShape(plate=name, wells=2, cells=12, seed=seed))
+
+    def again(folder: str) -> tuple[Ear, bytes]:
+        ear = Ear()
+        arguments: dict[str, Any] = {"preset": SQLITE, "chunk_size": ROWS, "keep_chunks": True, "overwrite": True}
+        path = convert(source, "out.parquet", work_dir=tmp_path / folder, progress=ear, **arguments)
+        return ear, Path(str(path)).read_bytes()
+
+    def steps() -> None:
+        first, _ = again("work")
+        assert len(first.results) == 8
+        executed(source / "c.sqlite", "UPDATE Per_Cells SET Cells_AreaShape_Area = 1 WHERE ImageNumber = 1")
+        second, _ = again("work")
+        assert len(reused(second)) == 4  # those of plate b
+        database_of(source / "a.sqlite", PlateShape(plate="a", wells=2, cells=12, seed=5))
+        third, content = again("work")
+        assert len(third.results) == 12
+        assert len(reused(third)) == 8  # the old ones, whose numbers are others now
+        assert sorted(one.number for one in third.results) == list(range(12))
+        assert content == again("fresh")[1]
+
+    if where == "server":
+        steps()
+    else:
+        with no_server(here):
+            steps()
+
+
+# --- killed -------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys
+from prefect_cytotable.flows import convert
+convert(sys.argv[1], "out.parquet", preset=sys.argv[2], chunk_size=int(sys.argv[3]), task_runner=sys.argv[4],
+        workers=2, work_dir="work")
+"""
+
+
+@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
+def test_a_killed_run_goes_on_where_it_stopped(
+    runner: str, here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path, ear: Ear
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(plate), SQLITE, str(ROWS), runner],
+        cwd=tmp_path,
+        env=here.variables(PREFECT_API_URL=here.url),
+        stderr=subprocess.DEVNULL,
+    )
+    records = tmp_path / "work"
+    until(lambda: len([*records.glob("*/records/*.json")]) >= 2 or process.poll() is not None, pause=0.005)
+    assert process.poll() is None, "it ended before it could be killed"
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=SECONDS)
+    assert bool(children) is (runner != "concurrent")
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    done = {path.stem for path in records.glob("*/records/*.json") if not path.name.startswith(".")}
+    assert 2 <= len(done) < len(names)
+    assert not (tmp_path / "out.parquet").exists()
+
+    path = convert(
+        plate,
+        "out.parquet",
+        preset=SQLITE,
+        chunk_size=ROWS,
+        task_runner=runner,
+        workers=2,
+        work_dir="work",
+        progress=ear,
+    )
+    assert Path(str(path)).read_bytes() == undisturbed
+    assert reused(ear) == done
+    assert listing(tmp_path) == ["out.parquet", "work"]
+
+
+def test_a_worker_that_is_killed_costs_its_chunks_alone(
+    here: Served, plate: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    class Killer(Ear):
+        def advance(self, result: ChunkResult) -> None:
+            if not self.results:
+                for child in psutil.Process().children(recursive=True):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        break
+            super().advance(result)
+
+    ear = Killer()
+    path = convert(
+        plate,
+        "out.parquet",
+        preset=SQLITE,
+        chunk_size=ROWS,
+        task_runner="process",
+        workers=2,
+        work_dir="work",
+        progress=ear,
+    )
+    assert Path(str(path)).read_bytes() == undisturbed
+
+
+# --- inside something else ----------------------------------------------------------------------------------
+
+
+def test_inside_a_flow_it_is_a_subflow_run(here: Served, plate: Path, undisturbed: bytes, ear: Ear) -> None:
+    @flow(name="parent")
+    def parent() -> str:
+        return str(convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear))
+
+    with no_server(here), temporary_settings({PREFECT_API_URL: here.url}):
+        assert Path(parent()).read_bytes() == undisturbed
+    run = here.flow_run(ear.text)
+    assert run.parent_task_run_id is not None
+    above = here.client.read_task_runs(task_run_ids=[run.parent_task_run_id]) if False else None
+    assert above is None
+    assert run.state_name == "Completed"
+
+
+def test_inside_a_task(here: Served, plate: Path, undisturbed: bytes, ear: Ear) -> None:
+    @task
+    def one(name: str) -> str:
+        return str(convert(plate, name, preset=SQLITE, chunk_size=ROWS, progress=ear))
+
+    @flow(name="many")
+    def many() -> str:
+        return one.submit("out.parquet").result()
+
+    with no_server(here), temporary_settings({PREFECT_API_URL: here.url}):
+        assert Path(many()).read_bytes() == undisturbed
+    assert here.flow_run(ear.text).state_name == "Completed"
+
+
+@pytest.mark.parametrize("where", ["server", "local"])
+def test_inside_an_event_loop(where: str, here: Served, plate: Path, undisturbed: bytes, ear: Ear) -> None:
+    async def main() -> str:
+        return str(convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear))
+
+    if where == "local":
+        with no_server(here):
+            assert Path(asyncio.run(main())).read_bytes() == undisturbed
+        return
+    assert Path(asyncio.run(main())).read_bytes() == undisturbed
+    run = here.flow_run(ear.text)
+    assert run.state_name == "Completed"
+    found = here.client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    )
+    assert [one.key for one in found] == ["row-account"]
+
+
+# --- failures -----------------------------------------------------------------------------------------------
+
+
+def test_bad_data_fails_with_our_error_here_and_there_and_is_not_tried_again(
+    here: Served, tmp_path: Path, ear: Ear
+) -> None:
+    source = sites_of(tmp_path / "sites", PlateShape(wells=2, sites=1, cells=8))
+    folder = sorted(path for path in source.iterdir() if path.is_dir())[0]
+    edited(folder / "Nuclei.csv", lambda rows: [*rows, rows[1]])
+    with pytest.raises(DuplicateKeyError, match="Nuclei") as caught:
+        convert(source, "out.parquet", progress=ear)
+    run = here.flow_run(ear.text)
+    assert run.state is not None
+    assert run.state.name == "Failed"
+    assert str(caught.value) in str(run.state.message)
+    failed = [one for one in here.task_runs(run) if one.state_name == "Failed"]
+    assert failed
+    assert all(one.run_count == 1 for one in failed)
+    assert all(str(caught.value) in str(one.state.message) for one in failed if one.state)
+    assert listing(tmp_path) == listing_of(source, "sites")
+
+
+def listing_of(folder: Path, name: str) -> list[str]:
+    """The folder as its parent's listing would show it."""
+    return [name, *(f"{name}/{path}" for path in listing(folder))]
+
+
+@pytest.mark.parametrize("runner", ["concurrent", "process"])
+def test_orphans_that_are_forbidden_fail_the_run(runner: str, here: Served, tmp_path: Path, ear: Ear) -> None:
+    source = database_of(tmp_path / "plate.sqlite", PLATE)
+    executed(source, "DELETE FROM Per_Nuclei WHERE ImageNumber = 2")
+    with pytest.raises(UnmatchedError, match='unmatched="error" forbids') as caught:
+        convert(source, "out.parquet", preset=SQLITE, unmatched="error", task_runner=runner, workers=1, progress=ear)
+    run = here.flow_run(ear.text)
+    assert run.state is not None
+    assert run.state.name == "Failed"
+    assert str(caught.value) in str(run.state.message)
+    assert {one.run_count for one in here.task_runs(run) if one.state_name == "Failed"} == {1}
+    assert listing(tmp_path) == ["plate.sqlite"]
+
+
+HOLD = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+connection.execute("ROLLBACK")
+"""
+
+
+def test_a_locked_database_is_tried_again(here: Served, tmp_path: Path) -> None:
+    source = database_of(tmp_path / "plate.sqlite", PLATE)
+
+    class Holder(Ear):
+        process: subprocess.Popen[str] | None = None
+
+        def start(self, chunks: int, rows: int) -> None:
+            super().start(chunks, rows)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", HOLD, str(source), "1.2"], stdout=subprocess.PIPE, text=True
+            )
+            assert self.process.stdout is not None
+            assert self.process.stdout.readline() == "held\n"
+
+    ear = Holder()
+    convert(source, "out.parquet", preset=SQLITE, chunk_size=60, progress=ear)
+    assert ear.process is not None
+    ear.process.communicate(timeout=SECONDS)
+    run = here.flow_run(ear.text)
+    assert run.state_name == "Completed"
+    counts = [one.run_count for one in here.task_runs(run) if one.name not in STAGES]
+    assert max(counts) in (2, 3)
+
+
+def test_wrong_arguments_are_told_before_any_flow_run(here: Served, plate: Path, ear: Ear) -> None:
+    with pytest.raises(ArgumentError):
+        convert(plate, "out.parquet", preset=SQLITE, unmatched="dorp", progress=ear)
+    assert ear.said == []
+
+
+# --- a server that is not there -----------------------------------------------------------------------------
+
+
+def test_a_server_that_is_down_is_a_clear_error(served: Served, plate: Path, tmp_path: Path) -> None:
+    url = f"http://user:secret@{server.HOST}:{free_port()}/team/api"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(plate), "out.parquet", "--preset", SQLITE],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=served.variables(PREFECT_API_URL=url),
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - started < 20
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: The Prefect server {url.replace('user:secret@', '')} does not answer")
+    assert "unset the variable PREFECT_API_URL" in line
+    assert "secret" not in line
+    assert listing(tmp_path) == []
+
+
+def test_a_server_that_accepts_and_is_silent(
+    here: Served, plate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind((server.HOST, 0))
+        silent.listen()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://{server.HOST}:{silent.getsockname()[1]}/api")
+        with pytest.raises(ServerUnreachableError, match="no answer in time") as caught:
+            convert(plate, "out.parquet", preset=SQLITE)
+    assert isinstance(caught.value, ConnectionError)
+
+
+@pytest.mark.parametrize(("path", "cause"), [("", "404"), ("/docs", "404"), ("/runs#/api", "no Prefect API")])
+def test_an_address_that_is_no_api(path: str, cause: str, here: Served) -> None:
+    connection = Connection(here.url.removesuffix("/api") + path, Origin.ENVIRONMENT)
+    with pytest.raises(ServerUnreachableError, match=cause), session.connected(connection):
+        raise AssertionError("not reached")
+
+
+@contextmanager
+def forwarder(url: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Another address of a server, and what cuts the line."""
+    port = int(url.rsplit(":", 1)[1].split("/")[0])
+    listener = socket.create_server((server.HOST, 0))
+    lines: list[socket.socket] = []
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((server.HOST, port))
+                lines.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def cut() -> None:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for line in lines:
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://{server.HOST}:{listener.getsockname()[1]}/api", cut
+    cut()
+
+
+def test_a_server_that_is_lost_on_the_way(here: Served, plate: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    with forwarder(here.url) as (url, cut):
+
+        class Cutter(Ear):
+            def start(self, chunks: int, rows: int) -> None:
+                super().start(chunks, rows)
+                cut()
+
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            no_server(here),
+            pytest.raises(ServerUnreachableError, match="was lost during the run"),
+        ):
+            convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=Cutter())
+    ear = Ear()
+    path = convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear)
+    assert Path(str(path)).read_bytes() == undisturbed
+
+
+# --- from a deployment, and without a server ----------------------------------------------------------------
+
+SERVE = """
+from prefect_cytotable.flows.orchestrated import convert_flow
+convert_flow.serve(name="tested")
+"""
+
+
+def test_a_served_deployment_takes_its_parameters_from_json(
+    served: Served, plate: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    log = tmp_path / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            cwd=tmp_path,
+            env=served.variables(PREFECT_API_URL=served.url, PREFECT_RUNNER_POLL_FREQUENCY="1"),
+            stdout=file,
+            stderr=file,
+        )
+        try:
+
+            def deployment() -> Any:
+                with suppress(Exception):
+                    return served.client.read_deployment_by_name("convert/tested")
+                return None
+
+            found = until(deployment)
+            parameters = {
+                "source_path": str(plate),
+                "dest_path": str(tmp_path / "out.parquet"),
+                "preset": SQLITE,
+                "chunk_size": ROWS,
+                "task_runner": "process",
+            }
+            run = served.client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+            def ended() -> FlowRun | None:
+                now = served.client.read_flow_run(run.id)
+                return now if now.state and now.state.is_final() else None
+
+            assert until(ended).state_name == "Completed", log.read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    assert (tmp_path / "out.parquet").read_bytes() == undisturbed
+
+
+def test_dask_without_a_server_starts_one_for_the_run(
+    served: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path
+) -> None:
+    shutil.copytree(served.folder / "user", tmp_path / "home", dirs_exist_ok=True)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(plate), "out.parquet"),
+            *("--preset", SQLITE, "--chunk-size", str(ROWS), "--runner", "dask", "--workers", "2"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=served.variables(PREFECT_HOME=str(tmp_path / "home")),
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()
+    assert told[0] == running.EPHEMERAL
+    assert [line.split(":")[0].split(" ")[0] for line in told[1:]] == [*TOLD[1:], str(len(names))], told
+    assert (tmp_path / "out.parquet").read_bytes() == undisturbed

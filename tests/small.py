@@ -1,0 +1,108 @@
+"""Small plates of known content, as CSV or SQLite, and the stages up to the plan for them."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from prefect_cytotable.flows import convert
+from prefect_cytotable.tasks.core.gather import gather
+from prefect_cytotable.tasks.core.inspection import inspect as inspected
+from prefect_cytotable.tasks.core.model import Gathered, Inspected, Options, Plan
+from prefect_cytotable.tasks.core.plan import plan
+from prefect_cytotable.tasks.core.request import make_options
+
+Row = Sequence[object]
+Tables = dict[str, tuple[list[str], list[Row]]]
+
+
+def tables(images: Mapping[int, int]) -> Tables:
+    """Image, Nuclei, Cells and Cytoplasm with so many objects in each image; values tell where they come from."""
+    keys = [(image, number) for image, count in images.items() for number in range(1, count + 1)]
+    return {
+        "Image": (
+            ["ImageNumber", "Metadata_Plate", "Metadata_Well", "FileName_DNA"],
+            [(image, "P1", f"A{image:02d}", f"{image}.tif") for image in images],
+        ),
+        "Nuclei": (
+            ["ImageNumber", "ObjectNumber", "AreaShape_Area"],
+            [(image, number, image + number / 1000) for image, number in keys],
+        ),
+        "Cells": (
+            ["ImageNumber", "ObjectNumber", "Parent_Nuclei", "AreaShape_Area"],
+            [(image, number, number, 1000 + image + number / 1000) for image, number in keys],
+        ),
+        "Cytoplasm": (
+            ["ImageNumber", "ObjectNumber", "Parent_Cells", "Parent_Nuclei", "AreaShape_Area"],
+            [(image, number, number, number, 2000 + image + number / 1000) for image, number in keys],
+        ),
+    }
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def write_csv(folder: Path, content: Tables) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (header, rows) in content.items():
+        write_table(folder / f"{name}.csv", header, rows)
+    return folder
+
+
+def write_sqlite(path: Path, content: Tables, index: bool = True) -> Path:
+    """As ExportToDatabase does; without `index` there is no key, and rows lie as they are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for name, (header, rows) in content.items():
+            names = [_database_name(name, column) for column in header]
+            key = ["ImageNumber"] if name == "Image" else names[:2]
+            columns = ", ".join(f'"{one}" {_declared(one)}' for one in names)
+            primary = ", PRIMARY KEY ({})".format(", ".join(f'"{one}"' for one in key)) if index else ""
+            connection.execute(f'CREATE TABLE "Per_{name}" ({columns}{primary})')
+            connection.executemany(f'INSERT INTO "Per_{name}" VALUES ({", ".join("?" * len(names))})', rows)
+    return path
+
+
+def _database_name(table: str, column: str) -> str:
+    if column == "ImageNumber":
+        return column
+    return f"{table}_Number_Object_Number" if column == "ObjectNumber" else f"{table}_{column}"
+
+
+def _declared(name: str) -> str:
+    if "Number" in name or "Parent" in name:
+        return "INTEGER"
+    return "REAL" if "Area" in name else "TEXT"
+
+
+def options(source: Path, **arguments: Any) -> Options:
+    """Options with the defaults of `convert`."""
+    given = {"source_path": source, "dest_path": source.parent / "out.parquet", **arguments}
+    parameters = inspect.signature(convert).parameters
+    names = [name for name in parameters if name not in ("task_runner", "progress")]
+    return make_options(**{name: given.get(name, parameters[name].default) for name in names})
+
+
+def gathered(source: Path, **arguments: Any) -> Gathered:
+    return gather(options(source, **arguments))
+
+
+def inspect_source(source: Path, **arguments: Any) -> Inspected:
+    chosen = options(source, **arguments)
+    return inspected(gather(chosen), chosen)
+
+
+def plan_source(source: Path, **arguments: Any) -> Plan:
+    chosen = options(source, **arguments)
+    return plan(inspected(gather(chosen), chosen), chosen)
