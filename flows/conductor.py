@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,14 +18,19 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
+
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import started, uses_processes
 from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.caching import ChunkJob
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.errors import WorkerDiedError
+from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
 from prefect_cytotable.tasks.core.model import (
+    Chunk,
     ChunkResult,
     ColumnType,
     Gathered,
@@ -48,31 +54,48 @@ GIVEN = "given"
 WINDOW = 4
 """Chunk tasks submitted ahead for each worker: enough to keep it busy, few enough to stop soon after a failure."""
 
-_runner: ContextVar[TaskRunner[Any] | None] = ContextVar("runner", default=None)
-_progress: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+@dataclass
+class Call:
+    """What a plain function call passes to the flow beside its parameters, and gets back beside its result.
+
+    Attributes:
+        answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
+    """
+
+    task_runner: str | TaskRunner[Any]
+    progress: Progress
+    answer: Returned | None = None
+
+    @property
+    def runner_name(self) -> str:
+        """The runner for the flow's parameter."""
+        return self.task_runner if isinstance(self.task_runner, str) else GIVEN
+
+
+_call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 @contextmanager
-def passing(task_runner: str | TaskRunner[Any], progress: Progress) -> Iterator[str]:
-    """Pass a runner and a listener to the flow that is called inside; gives the runner's name for its parameter."""
-    given = None if isinstance(task_runner, str) else task_runner
-    runner_token, progress_token = _runner.set(given), _progress.set(progress)
+def passing(call: Call) -> Iterator[None]:
+    """Pass a runner and a listener to the flow that is called inside."""
+    token = _call.set(call)
     try:
-        yield task_runner if isinstance(task_runner, str) else GIVEN
+        yield
     finally:
-        _runner.reset(runner_token)
-        _progress.reset(progress_token)
+        _call.reset(token)
 
 
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
-    progress = _progress.get() or Silent()
+    call = _call.get() or Call(task_runner, Silent())
     if address := _page():
-        progress.say(f"Flow run: {address}")
+        call.progress.say(f"Flow run: {address}")
     options = make_options(**arguments)
-    runner = _runner.get() if task_runner == GIVEN else None
-    report = pipeline.run(options, PrefectCaller(runner or checked_runner(task_runner), progress))
-    return returned(report, options)
+    runner = call.task_runner if task_runner == GIVEN else task_runner
+    report = pipeline.run(options, PrefectCaller(checked_runner(runner), call.progress))
+    call.answer = returned(report, options)
+    return call.answer
 
 
 def _page() -> str | None:
@@ -117,20 +140,33 @@ class PrefectCaller:
         """Stage 4: a task for each chunk, on the runner."""
         self._logger.info("%d chunk(s), about %d rows, %d at a time", len(plan.chunks), plan.rows, plan.workers)
         self._progress.start(len(plan.chunks), plan.rows)
-        results = []
+        results: list[ChunkResult] = []
         try:
-            with self._started(plan.workers) as runner:
-                for result in self._results(plan, str(plan_path), runner):
-                    results.append(result)
-                    self._progress.advance(result)
+            for attempt in range(1, POOL_ATTEMPTS + 1):
+                try:
+                    self._extend(results, plan, str(plan_path))
+                    break
+                except BrokenProcessPool as error:
+                    if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
+                        raise WorkerDiedError.after(attempt) from error
+                    self.say(WorkerDiedError.AGAIN)
         finally:
             self._progress.finish()
         return results
 
+    def _extend(self, results: list[ChunkResult], plan: Plan, plan_path: str) -> None:
+        """Convert the chunks that have no result yet."""
+        with self._started(plan.workers) as runner:
+            for result in self._results(plan, plan.chunks[len(results) :], plan_path, runner):
+                results.append(result)
+                self._progress.advance(result)
+
     def _started(self, workers: int) -> AbstractContextManager[TaskRunner[Any]]:
         return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
 
-    def _results(self, plan: Plan, plan_path: str, runner: TaskRunner[Any]) -> Iterator[ChunkResult]:
+    def _results(
+        self, plan: Plan, chunks: Sequence[Chunk], plan_path: str, runner: TaskRunner[Any]
+    ) -> Iterator[ChunkResult]:
         """Results in the order of the chunks; after a failure nothing new is submitted.
 
         A kept result counts only while its parts are whole: any other chunk is converted again.
@@ -139,7 +175,7 @@ class PrefectCaller:
         kept = stages.convert_chunk.with_options(result_storage=store.results)
         again = kept.with_options(refresh_cache=True)
         waiting: deque[PrefectFuture[dict[str, Any]]] = deque()
-        for chunk in plan.chunks:
+        for chunk in chunks:
             job = ChunkJob(plan_path, chunk.number, chunk.key, chunk.name)
             done = store.load(chunk.key) is not None
             waiting.append(runner.submit(kept if done else again, {"job": job}))
@@ -161,7 +197,10 @@ class PrefectCaller:
         for line in reports.lines(report):
             self._logger.info(line)
             self._progress.say(line)
-        stages.publish(report)
+        try:
+            stages.publish(report)
+        except LOST as error:  # the output is whole: that the server has no table of it is no failure
+            self.say(f"The server was not told the row account: {error}")
 
     def say(self, text: str) -> None:
         """Tell the user something."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from prefect_cytotable.flows.convert import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites
 from prefect_cytotable.tasks.core.progress import Lines

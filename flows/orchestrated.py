@@ -13,9 +13,10 @@ from typing import Any
 
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
+
 from prefect_cytotable.flows import conductor
 from prefect_cytotable.flows.connection import Connection
-from prefect_cytotable.flows.session import connected
+from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.returned import Returned
 
@@ -34,8 +35,15 @@ def convert(
         progress: Who hears of the progress.
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
-    with connected(connection), conductor.passing(task_runner, progress) as name:
-        answer: Returned = convert_flow(**_plain(arguments), task_runner=name)
+    call = conductor.Call(task_runner, progress)
+    with connected(connection), conductor.passing(call):
+        try:
+            answer: Returned = convert_flow(**_plain(arguments), task_runner=call.runner_name)
+        except LOST as error:
+            if call.answer is None:
+                raise
+            progress.say(f"The output is whole, but the server was not told that the run is completed: {error}")
+            return call.answer
         return answer
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.processes import end_with_run
 
@@ -60,7 +61,7 @@ def _dask(name: str, workers: int) -> TaskRunner[Any]:
         "threads_per_worker": 1,
         "processes": True,
         "memory_limit": 0,
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",  # None would mean port 8787, with a warning where that is taken
     }
     return DaskTaskRunner(cluster_kwargs=settings)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import httpx
+from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
+
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
 
 ANSWER_SECONDS = 8.0
 """How long a server may take to say that it is well; a busy one here took less than one second."""
+
+LOST = (httpx.TransportError, PrefectHTTPStatusError)
+"""What Prefect raises where a server does not answer, or not as it should, after its own retries."""
 
 _UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no class of its own
 
@@ -31,16 +36,30 @@ def connected(connection: Connection | None) -> Iterator[None]:
     if connection is None:
         yield
         return
-    with temporary_settings({PREFECT_API_URL: connection.url} if PREFECT_API_URL.value() != connection.url else {}):
+    with _settings(connection.url):
         _require_answer(connection)
         try:
             yield
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        except LOST as error:
             raise ServerUnreachableError.lost(connection, _cause(error)) from error
         except RuntimeError as error:
             if not str(error).startswith(_UNREACHED):
                 raise
             raise ServerUnreachableError.lost(connection, _cause(error.__cause__ or error)) from error
+
+
+@contextmanager
+def _settings(url: str) -> Iterator[None]:
+    """Settings with that address, for every thread: some of Prefect's own ask for it outside the caller's context.
+
+    A process pool's reporter is one; where it found no address, it would start a server of its own.
+    """
+    if PREFECT_API_URL.value() == url:
+        yield
+        return
+    everywhere = getattr(context, "_temporary_global_settings_context", nullcontext)
+    with temporary_settings({PREFECT_API_URL: url}), everywhere(context.get_settings_context()):
+        yield
 
 
 def _require_answer(connection: Connection) -> None:

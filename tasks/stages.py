@@ -15,6 +15,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
+
 from prefect_cytotable.tasks.caching import ByChunkKey, ChunkJob
 from prefect_cytotable.tasks.core import gather as gathering
 from prefect_cytotable.tasks.core import inspection, output

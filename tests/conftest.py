@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
+
 from prefect_cytotable.flows import convert
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = Path(os.environ.get("PREFECT_CYTOTABLE_SAMPLES") or ROOT.parent / "shared" / "data")
 
 # Time says nothing on a shared machine; what is slow to begin is the first example alone.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the servers and profiles of the person who runs the tests: Prefect settles on one when it is imported."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    home = tempfile.mkdtemp(prefix="prefect-home-")
+    os.environ["PREFECT_HOME"] = home
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +43,9 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """Real exports of CellProfiler and its kin, where they are at hand."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
+    if not SAMPLES.is_dir():
         pytest.skip("the real sample data is not here")
-    return folder
+    return SAMPLES
 
 
 @contextmanager

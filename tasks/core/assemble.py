@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from prefect_cytotable.tasks.core import query as queries
 from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
 from prefect_cytotable.tasks.core.errors import CastError

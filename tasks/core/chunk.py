@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from prefect_cytotable.tasks.core import assemble
 from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
 from prefect_cytotable.tasks.core.errors import AccountError, UnmatchedError

@@ -102,6 +102,20 @@ class PartMismatchError(CytotableError, ValueError):
     """Parts that should become one file have different columns."""
 
 
+class WorkerDiedError(CytotableError, RuntimeError):
+    """Worker processes were ended from outside, more than once: most often by a system short of memory."""
+
+    AGAIN = "A worker process died; the chunks that are not done are tried again."
+
+    @classmethod
+    def after(cls, attempts: int) -> WorkerDiedError:
+        """The error after so many attempts."""
+        return cls(
+            f"Worker processes died {attempts} time(s), most often for want of memory. Run the same again with fewer "
+            f"workers or a smaller memory_budget: the chunks that are done are kept."
+        )
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence that names the choice most like `word`, or lists the choices where none is alike.
 

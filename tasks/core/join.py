@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from prefect_cytotable.tasks.core.arrays import empty, from_numpy, whole_numbers
 from prefect_cytotable.tasks.core.errors import DuplicateKeyError
 from prefect_cytotable.tasks.core.model import IMAGE, Cause, Relation, Unmatched

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
 from prefect_cytotable.tasks.core.arrays import empty, from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceChangedError
 from prefect_cytotable.tasks.core.join import KeyTable, Step, key_array, steps_from

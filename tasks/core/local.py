@@ -13,6 +13,7 @@ from prefect_cytotable.tasks.core import gather as gathering
 from prefect_cytotable.tasks.core import inspection, output
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
@@ -90,10 +91,10 @@ class LocalCaller:
             try:
                 yield from _pooled(self._pool(plan.workers), path, waiting)
                 return
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
                 if attempt == POOL_ATTEMPTS:
-                    raise
-                self._progress.say("A worker process died; the chunks that are not done are tried again.")
+                    raise WorkerDiedError.after(attempt) from error
+                self._progress.say(WorkerDiedError.AGAIN)
 
     def _pool(self, workers: int) -> Executor:
         if not self.processes:

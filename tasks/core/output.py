@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, DestinationExistsError
 from prefect_cytotable.tasks.core.model import ChunkResult, Dataset, Format, OutputFile, OutputTable, Part, Plan, Report

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+
 from prefect_cytotable.tasks.core import query as queries
 from prefect_cytotable.tasks.core.budget import COPIES, PARSER, chunk_bytes, even_share, show_bytes
 from prefect_cytotable.tasks.core.cutting import Sizes, cut, keys_of, sources_of

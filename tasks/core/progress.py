@@ -115,7 +115,7 @@ def _duration(seconds: float) -> str:
     """Time for people.
 
     >>> _duration(75), _duration(4000)
-    ('1 min 15 s', '1 h 7 min')
+    ('1 min 15 s', '1 h 6 min')
     """
     if seconds < 60:
         return f"{seconds:.0f} s"

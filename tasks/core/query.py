@@ -10,6 +10,7 @@ import re
 
 import duckdb
 import pyarrow as pa
+
 from prefect_cytotable.tasks.core.errors import JoinQueryError, nearest
 
 MEMORY_LIMIT = "512MB"

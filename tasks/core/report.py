@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import msgspec
+
 from prefect_cytotable.tasks.core.budget import show_bytes
 from prefect_cytotable.tasks.core.errors import AccountError
 from prefect_cytotable.tasks.core.model import (

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 import pyarrow as pa
+
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
 from prefect_cytotable.tasks.core.model import ColumnType
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
 from prefect_cytotable.tasks.core.gather import WORK_SUFFIX
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan

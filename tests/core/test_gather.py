@@ -6,9 +6,10 @@ import zlib
 from pathlib import Path
 
 import pytest
+from small import gathered, tables, write_csv, write_sqlite, write_table
+
 from prefect_cytotable.tasks.core.errors import BadSourceError, LayoutError, SourceNotFoundError
 from prefect_cytotable.tasks.core.gather import WORK_SUFFIX
-from small import gathered, tables, write_csv, write_sqlite, write_table
 
 PLATE = tables({1: 2, 2: 1})
 

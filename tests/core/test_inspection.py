@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small import gathered, inspect_source, options, tables, write_csv, write_sqlite, write_table
+
 from prefect_cytotable.tasks.core.errors import ArgumentError, BadSourceError, LayoutError
 from prefect_cytotable.tasks.core.inspection import inspect
 from prefect_cytotable.tasks.core.model import ColumnType
-from small import gathered, inspect_source, options, tables, write_csv, write_sqlite, write_table
 
 PLATE = tables({1: 2, 2: 1})
 

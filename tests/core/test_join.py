@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import tables, write_csv, write_sqlite
+
 from prefect_cytotable.tasks.core.errors import DuplicateKeyError, LayoutError
 from prefect_cytotable.tasks.core.join import KeyTable, Step, join, key_array, steps_from
 from prefect_cytotable.tasks.core.model import Cause, Relation, Unmatched
-from small import tables, write_csv, write_sqlite
 
 CELLS = Relation("cytoplasm", "cells", "Parent_Cells")
 NUCLEI = Relation("cytoplasm", "nuclei", "Parent_Nuclei")

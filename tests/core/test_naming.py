@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from prefect_cytotable.tasks.core.naming import Namer, column_rank, in_output_order, label_of
 
 IDENTIFYING = frozenset(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import options, tables, write_csv
+
 from prefect_cytotable.tasks.core import chunk as chunks
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, SourceChangedError
 from prefect_cytotable.tasks.core.local import LocalCaller, Runner
 from prefect_cytotable.tasks.core.model import ChunkResult, ColumnType, Plan, Skipped
 from prefect_cytotable.tasks.core.pipeline import run as run_stages
 from prefect_cytotable.tasks.core.progress import Silent
-from small import options, tables, write_csv
 
 
 class Amending(LocalCaller):

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import Tables, plan_source, tables, write_csv, write_sqlite
+
 from prefect_cytotable.flows import plan as dry_run
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core.errors import (
@@ -26,7 +28,6 @@ from prefect_cytotable.tasks.core.pipeline import plan_lines
 from prefect_cytotable.tasks.core.plan import check_disk
 from prefect_cytotable.tasks.core.sources.csv import CsvReader
 from prefect_cytotable.tasks.core.sources.sqlite import SqliteReader
-from small import Tables, plan_source, tables, write_csv, write_sqlite
 
 
 def without_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

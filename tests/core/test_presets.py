@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv
 from prefect_cytotable.tasks.core.errors import PresetError
 from prefect_cytotable.tasks.core.model import Format

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import options
+
 from prefect_cytotable.tasks.core.errors import ArgumentError, CytotableError, UnknownArgumentError
 from prefect_cytotable.tasks.core.model import Format, PresetRelation, Unmatched
 from prefect_cytotable.tasks.core.request import named_arguments
-from small import options
 
 SOURCE = Path("/nowhere/plate")
 

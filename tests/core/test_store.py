@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from small import plan_source, tables, write_csv
+
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan
 from prefect_cytotable.tasks.core.store import Store, load_plan, lock, neighbour, sweep, whole
-from small import plan_source, tables, write_csv
 
 
 @pytest.fixture

@@ -89,6 +89,8 @@ def test_no_cell_at_all_csv(tmp_path: Path, make: Any, chunk_size: int | None) -
     table = converted(source, tmp_path / "out.parquet", chunk_size=chunk_size, progress=heard)
     assert table.num_rows == 0
     assert table.column_names == full.column_names
+    measured = [name for name in table.column_names if "AreaShape" in name or "Texture" in name]
+    assert {str(table.schema.field(name).type) for name in measured} == {"double"}
     assert "rows: 0 in, 0 out, 0 dropped" in heard.said
     assert "the output is empty" in heard.text
 

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import Tables, tables, write_csv, write_sqlite
+
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core.errors import UnmatchedError
 from prefect_cytotable.tasks.core.sources import csv_index
-from small import Tables, tables, write_csv, write_sqlite
 
 Run = Callable[..., pa.Table]
 SQLITE = {"preset": "cellprofiler_sqlite"}

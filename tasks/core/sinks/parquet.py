@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.model import OutputTable
 from prefect_cytotable.tasks.core.schema import arrow_type

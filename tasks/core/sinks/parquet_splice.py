@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from prefect_cytotable.tasks.core.errors import ArgumentError, DamagedPartError, PartMismatchError
 from prefect_cytotable.tasks.core.sinks import parquet_footer
 from prefect_cytotable.tasks.core.sinks.parquet_footer import MAGIC, Footer, RowGroups

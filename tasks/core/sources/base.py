@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
+
 from prefect_cytotable.tasks.core.model import ColumnType, Source, Span
 
 

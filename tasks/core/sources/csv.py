@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
+
 from prefect_cytotable.tasks.core.arrays import EMPTY_TEXT, empty, missing, number, whole_numbers
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Source, Span
 from prefect_cytotable.tasks.core.schema import from_arrow, merge, to_arrow
 from prefect_cytotable.tasks.core.sources import csv_index
 from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Index, Keys, Request, Sample, Together
-from pyarrow import csv as arrow_csv
 
 HEADER_LIMIT = 64 << 20
 BLOCK_BYTES = 8 << 20

@@ -19,6 +19,7 @@ import adbc_driver_manager
 import adbc_driver_sqlite
 import numpy as np
 import pyarrow as pa
+
 from prefect_cytotable.tasks.core.arrays import from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, CytotableError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source, Span

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Format, Source
 from prefect_cytotable.tasks.core.sources import sqlite as sqlite_source

@@ -1,0 +1,34 @@
+"""A work folder that several conversions use, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites
+
+Run = Callable[..., pa.Table]
+
+
+@pytest.fixture
+def plates(tmp_path: Path) -> list[Path]:
+    shapes = [PlateShape(plate=f"plate{number}", wells=2, sites=1, cells=5, seed=number) for number in (1, 2)]
+    return [write_csv_sites(tables(shape), tmp_path / shape.plate) for shape in shapes]
+
+
+def test_parts_that_another_run_keeps_there_stay(run: Run, plates: list[Path], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(plates[0], tmp_path / "one.parquet", work_dir=work, keep_chunks=True)
+    kept = {path.name: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    assert kept
+    run(plates[1], tmp_path / "two.parquet", work_dir=work)
+    assert {path.name: path.read_bytes() for path in work.rglob("*") if path.is_file()} == kept
+
+
+def test_without_kept_parts_nothing_stays_there(run: Run, plates: list[Path], tmp_path: Path) -> None:
+    run(plates[0], tmp_path / "one.parquet", work_dir=tmp_path / "work")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "plate1", "plate2", "work"]
+    assert not list((tmp_path / "work").iterdir())
