@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from prefect_cytotable.flows import convert
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = Path(os.environ.get("PREFECT_CYTOTABLE_SAMPLES") or ROOT.parent / "shared" / "data")
+SAMPLES = Path(os.environ.get("CYTOTABLE_SAMPLES") or ROOT.parent / "shared" / "data")
 
 # Time says nothing on a shared machine; what is slow to begin is the first example alone.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -22,7 +22,7 @@ from prefect_cytotable.tasks.core.model import (
     Skipped,
     Source,
 )
-from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources import sqlite_file
 from prefect_cytotable.tasks.core.sources.registry import SUFFIXES
 
 WORK_SUFFIX = ".prefect-cytotable"
@@ -169,16 +169,16 @@ def _add_database(
     try:
         if file.stat().st_size == 0:
             raise BadSourceError(str(file), "the file is empty", "Export it again, or take it away.")
-        if not sqlite.looks_like(file):
+        if not sqlite_file.looks_like(file):
             raise BadSourceError(str(file), "it is no SQLite database", "Export it again, or take it away.")
-        tables = sqlite.tables(file)
+        tables = sqlite_file.tables(file)
     except BadSourceError as error:
         bad = Skipped(name, "", error.source, error.cause)
         refuse_if_wanted(bad, options)
         skipped.append(bad)
         return
     sources: dict[str, Source] = {}
-    mark = sqlite.fingerprint(file)
+    mark = sqlite_file.fingerprint(file)
     for table in tables:
         match = _compartment(table, options.preset)
         if match is None or (match[0] in sources and table.lower() == match[0]):

@@ -27,7 +27,7 @@ from prefect_cytotable.tasks.core.model import (
     Span,
 )
 from prefect_cytotable.tasks.core.schema import to_arrow
-from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources import sqlite_file
 from prefect_cytotable.tasks.core.sources.base import Answer, Keys, Request
 from prefect_cytotable.tasks.core.sources.registry import reader_of
 
@@ -158,7 +158,7 @@ def check_unchanged(source: Source) -> None:
         status = path.stat()
         same = (status.st_size, status.st_mtime_ns) == (source.fingerprint.size, source.fingerprint.modified)
         if same and source.format is Format.SQLITE:
-            same = sqlite.fingerprint(path) == source.fingerprint
+            same = sqlite_file.fingerprint(path) == source.fingerprint
     except FileNotFoundError:
         same = False
     if not same:

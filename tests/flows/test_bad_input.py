@@ -50,7 +50,7 @@ from prefect_cytotable.tasks.core.errors import (
     SourceNotFoundError,
     UnknownArgumentError,
 )
-from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources import sqlite_file
 
 pytestmark = pytest.mark.usefixtures("local")
 
@@ -394,7 +394,7 @@ def test_corrupt_sqlite(databases: Path, tmp_path: Path, out: Path, ear: Ear, ha
 
 
 def test_locked_sqlite(databases: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
     writer = sqlite3.connect(databases / "a.sqlite", isolation_level=None)
     writer.execute("BEGIN EXCLUSIVE")
     with pytest.raises(SourceBusyError, match=r"a\.sqlite.*another program has locked it"):

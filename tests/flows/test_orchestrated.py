@@ -43,7 +43,7 @@ from prefect_cytotable.flows.connection import Connection, Origin, ServerUnreach
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.errors import ArgumentError, DuplicateKeyError, UnmatchedError, WorkerDiedError
 from prefect_cytotable.tasks.core.model import ChunkResult
-from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources import sqlite_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
 
@@ -571,7 +571,7 @@ connection.execute("ROLLBACK")
 
 
 def test_a_locked_database_is_tried_again(here: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.2)
     source = database_of(tmp_path / "plate.sqlite", PLATE)
 
     class Holder(Ear):

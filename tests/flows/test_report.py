@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from plates import SMALL, Ear, converted, copy_of, database_of, edited, folder_of, rows_of, sites_of
 from prefect_cytotable.flows import convert
-from prefect_cytotable.tasks.core.sources import sqlite
+from prefect_cytotable.tasks.core.sources import sqlite_file
 
 pytestmark = pytest.mark.usefixtures("local")
 
@@ -72,7 +72,7 @@ def test_the_fingerprint_of_sqlite_has_its_change_counter(tmp_path: Path, out: P
     convert(source, out, preset="cellprofiler_sqlite")
     (dataset,) = provenance_of(out)["datasets"]
     marks = {mark for *_, mark in dataset["sources"]}
-    assert marks == {sqlite.fingerprint(source).mark} == {source.read_bytes()[24:28].hex()}
+    assert marks == {sqlite_file.fingerprint(source).mark} == {source.read_bytes()[24:28].hex()}
     assert {table for _, table, *_ in dataset["sources"]} == {"Per_Image", "Per_Cells", "Per_Nuclei", "Per_Cytoplasm"}
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.flows import load_flow_from_entrypoint
+
 from prefect_cytotable.flows import convert
 
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+
 from prefect_cytotable.flows import cli, convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
 from prefect_cytotable.tasks.core.model import Cause, Preset

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Format, Source
-from prefect_cytotable.tasks.core.sources import sqlite as sqlite_source
+from prefect_cytotable.tasks.core.sources import sqlite_file, sqlite_rows
 from prefect_cytotable.tasks.core.sources.base import Answer, Keys, Request
-from prefect_cytotable.tasks.core.sources.sqlite import SqliteReader, fingerprint, looks_like, tables
+from prefect_cytotable.tasks.core.sources.sqlite import SqliteReader
+from prefect_cytotable.tasks.core.sources.sqlite_file import fingerprint, looks_like, tables
 
 READER = SqliteReader()
 KEYS = Keys("ImageNumber", "ObjectNumber")
@@ -369,7 +370,7 @@ def test_a_locked_database_is_busy(
     file: Path, program: Callable[[Path], Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = made(file, INDEXED.format("REAL"), [(1, 1, 0.5)])
-    monkeypatch.setattr(sqlite_source, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
     program(file).execute("BEGIN EXCLUSIVE")
     for step in (
         lambda: tables(file),
@@ -386,9 +387,9 @@ def test_a_locked_database_is_busy(
 
 def fetched(source: Source) -> pa.Table:
     """The rows through the driver alone, without the look at the table that comes before."""
-    with sqlite_source._errors(source.where):
+    with sqlite_file.errors(source.where):
         names = [f'"{name}"' for name, _ in PLANNED]
-        return sqlite_source._fetch(Request(source, KEYS, PLANNED), list(PLANNED), names)
+        return sqlite_rows.fetch(Request(source, KEYS, PLANNED), list(PLANNED), names)
 
 
 def test_the_driver_waits_for_a_lock_that_passes(file: Path, program: Callable[[Path], Program]) -> None:
