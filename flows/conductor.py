@@ -174,15 +174,15 @@ class PrefectCaller:
         store = Store(Path(plan.options.work_dir))
         kept = stages.convert_chunk.with_options(result_storage=store.results)
         again = kept.with_options(refresh_cache=True)
-        waiting: deque[PrefectFuture[dict[str, Any]]] = deque()
+        waiting: deque[tuple[Chunk, PrefectFuture[dict[str, Any]]]] = deque()
         for chunk in chunks:
             job = ChunkJob(plan_path, chunk.number, chunk.key, chunk.name)
             done = store.load(chunk.key) is not None
-            waiting.append(runner.submit(kept if done else again, {"job": job}))
+            waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
             if len(waiting) >= WINDOW * max(plan.workers, 1):
-                yield _result(waiting.popleft())
+                yield _result(*waiting.popleft())
         while waiting:
-            yield _result(waiting.popleft())
+            yield _result(*waiting.popleft())
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
@@ -213,7 +213,7 @@ def _opaque(value: T) -> T:
     return cast(T, opaque(value))
 
 
-def _result(future: PrefectFuture[dict[str, Any]]) -> ChunkResult:
-    """The record of a chunk task, once it is done."""
-    result = msgspec.convert(future.result(), ChunkResult)
+def _result(chunk: Chunk, future: PrefectFuture[dict[str, Any]]) -> ChunkResult:
+    """The record of a chunk task, once it is done; a kept one can have the number that an earlier plan gave it."""
+    result = replace(msgspec.convert(future.result(), ChunkResult), number=chunk.number)
     return replace(result, reused=True) if future.state.name == "Cached" else result

@@ -54,10 +54,8 @@ def _settings(url: str) -> Iterator[None]:
 
     A process pool's reporter is one; where it found no address, it would start a server of its own.
     """
-    if PREFECT_API_URL.value() == url:
-        yield
-        return
-    everywhere = getattr(context, "_temporary_global_settings_context", nullcontext)
+    known = PREFECT_API_URL.value() == url
+    everywhere = nullcontext if known else getattr(context, "_temporary_global_settings_context", nullcontext)
     with temporary_settings({PREFECT_API_URL: url}), everywhere(context.get_settings_context()):
         yield
 

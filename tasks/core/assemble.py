@@ -60,11 +60,22 @@ def cast(array: pa.Array, column: OutputColumn) -> pa.Array:
     if array.type == type_:
         return array
     try:
-        return array.cast(type_)
+        narrowed = array.cast(type_)
     except pa.ArrowInvalid as error:
-        raise CastError(
-            f"{column.name}: {error} (data_type_cast_map asks for {type_}). Choose a wider type, or leave it out."
-        ) from error
+        raise _cast_error(column, str(error)) from error
+    if pa.types.is_floating(type_) and _infinite(narrowed) != _infinite(array):
+        raise _cast_error(column, "a value is too large and would become infinite")
+    return narrowed
+
+
+def _infinite(array: pa.Array) -> int:
+    return pc.sum(pc.is_inf(array)).as_py() or 0 if pa.types.is_floating(array.type) else 0
+
+
+def _cast_error(column: OutputColumn, cause: str) -> CastError:
+    return CastError(
+        f"{column.name}: {cause} (data_type_cast_map asks for {column.type}). Choose a wider type, or leave it out."
+    )
 
 
 def count_values(table: pa.Table, findings: Findings) -> None:
@@ -84,13 +95,12 @@ def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Ta
     """The rows in which every value is there, and by dataset how many were dropped; all unless `drop_null`."""
     if not plan.options.drop_null or not table.num_rows:
         return table, Counter()
-    keep = np.ones(table.num_rows, bool)
+    keep = None
     for column in table.columns:
-        missing = column.is_null(nan_is_null=True)
-        if pc.any(missing).as_py():
-            keep &= ~missing.to_numpy()
-    dropped = Counter(to_numpy(dataset)[~keep].tolist())
-    return table.filter(pa.array(keep)), dropped
+        present = pc.invert(column.is_null(nan_is_null=True))
+        keep = present if keep is None else pc.and_(keep, present)
+    dropped = Counter(to_numpy(dataset.filter(pc.invert(keep).combine_chunks())).tolist())
+    return table.filter(keep), dropped
 
 
 def query(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded]) -> tuple[pa.Table, pa.Array]:

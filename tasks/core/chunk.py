@@ -113,11 +113,12 @@ def _matched(
     plan: Plan, chunk: Chunk, loaded: dict[str, Loaded], findings: Findings
 ) -> tuple[pa.Table, pa.Array, Dropped]:
     """The joined rows, the dataset of each, and what was dropped."""
-    base, relations = plan.inspected.base, plan.inspected.relations
+    base = plan.inspected.base
+    steps = steps_from(base, plan.inspected.relations)
     joined = join(
         base,
         {name: table.keys for name, table in loaded.items()},
-        steps_from(base, relations),
+        steps,
         findings.tableless,
         plan.options.unmatched,
         plan.options.sort_output,
@@ -125,6 +126,11 @@ def _matched(
     dropped: Dropped = Counter({(ds, cause): rows for ds, cause, rows in joined.dropped})
     if plan.options.unmatched is Unmatched.ERROR:
         _refuse(plan, chunk, dropped)
+    for step in steps:
+        orphans = joined.positions[step.compartment].null_count
+        if orphans:
+            label = loaded[step.compartment].schema.label
+            findings.notes[label, "rows of the output have no such parent (kept, null there)"] += orphans
     if joined.imageless:
         findings.notes[IMAGE, "rows of the output whose image has no row in the image table (kept)"] += joined.imageless
     positions: dict[str, pa.Array | None] = dict(joined.positions)
@@ -164,7 +170,7 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
 
 def _order(loaded: Loaded, sort: bool) -> pa.Array:
     """Positions of the rows that have an image number, in the order of (dataset, image, object)."""
-    known = np.flatnonzero(np.asarray(loaded.keys.image.is_valid()))
+    known = to_numpy(pc.indices_nonzero(loaded.keys.image.is_valid())).astype(np.int64)
     if not sort:
         return from_numpy(known)
     columns = {"ds": loaded.keys.dataset, "image": loaded.keys.image}

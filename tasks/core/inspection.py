@@ -145,12 +145,13 @@ def _samples(
     bad: dict[str, Skipped] = {}
     for (key, _), pairs in alike.items():
         reader = reader_of(pairs[0][1].format)
+        measures = key not in options.preset.metadata
         try:
-            samples.setdefault(key, []).append(reader.sample([source for _, source in pairs], SAMPLE_BYTES))
+            samples.setdefault(key, []).append(reader.sample([source for _, source in pairs], SAMPLE_BYTES, measures))
         except BadSourceError:
             for dataset, source in pairs:
                 try:
-                    samples.setdefault(key, []).append(reader.sample([source], SAMPLE_BYTES // len(pairs)))
+                    samples.setdefault(key, []).append(reader.sample([source], SAMPLE_BYTES // len(pairs), measures))
                 except BadSourceError as error:
                     bad[source.where] = _bad(dataset, source, error, options)
     return samples, bad, (len(chosen), total)

@@ -12,7 +12,7 @@ from functools import cached_property
 METADATA = "Metadata_"
 TABLE_NUMBER = "Metadata_TableNumber"
 FIRST = (TABLE_NUMBER, "Metadata_ImageNumber", "Metadata_ObjectNumber")
-LATER = ("Image_", "Cytoplasm_", "Cells_", "Nuclei_")
+LATER = ("Image", "Cytoplasm", "Cells", "Nuclei")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Namer:
         return frozenset(self._identity(name) for name in self.identifying)
 
     def _prefixed(self, column: str) -> bool:
-        return column.lower().startswith(f"{self.label}_".lower())
+        return column.startswith(self.label) or column.lower().startswith(f"{self.label}_".lower())
 
     def _identity(self, column: str) -> str:
         if column.startswith(METADATA):

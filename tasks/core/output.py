@@ -12,18 +12,30 @@ import pyarrow.parquet as pq
 
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, DestinationExistsError
-from prefect_cytotable.tasks.core.model import ChunkResult, Dataset, Format, OutputFile, OutputTable, Part, Plan, Report
+from prefect_cytotable.tasks.core.model import (
+    ChunkResult,
+    Dataset,
+    Format,
+    Options,
+    OutputFile,
+    OutputTable,
+    Part,
+    Plan,
+    Report,
+)
 from prefect_cytotable.tasks.core.sinks.parquet import write_whole
 from prefect_cytotable.tasks.core.store import TEMPORARY, discard, neighbour
 
 
-def check_destination(destination: Path, source: Path, overwrite: bool, single: bool) -> None:
+def check_destination(options: Options) -> None:
     """Refuse a destination that cannot be written, before any work.
 
     Raises:
         DestinationExistsError: It is there and may not be replaced, or is a folder that this program did not make.
         ArgumentError: Its folder cannot be made, or it is the source itself.
     """
+    destination, source = Path(options.destination), Path(options.source)
+    overwrite, single = options.overwrite, options.join and options.concat
     if destination.exists() and destination.resolve() == source.resolve():
         raise ArgumentError(f"{destination}: source and destination are the same.")
     if destination.is_dir() and not destination.is_symlink():
@@ -147,9 +159,25 @@ def _safe(name: str) -> str:
     return "/".join(piece for piece in name.split("/") if piece not in ("", ".", "..")) or "dataset"
 
 
+def restore_previous(destination: Path) -> bool:
+    """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
+    old = _previous(destination)
+    if not os.path.lexists(old):
+        return False
+    if os.path.lexists(destination):
+        discard(old)
+        return False
+    old.rename(destination)
+    return True
+
+
+def _previous(destination: Path) -> Path:
+    return neighbour(destination) / "previous"
+
+
 def _into_place(temporary: Path, destination: Path) -> None:
     if os.path.lexists(destination) and (destination.is_dir() or temporary.is_dir()):
-        old = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}-old"
+        old = _previous(destination)
         destination.rename(old)
         try:
             temporary.rename(destination)

@@ -28,7 +28,7 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
-from prefect_cytotable.tasks.core.output import check_destination
+from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
 from prefect_cytotable.tasks.core.schema import widest
 from prefect_cytotable.tasks.core.store import Store, discard, lock, neighbour, sweep
@@ -108,10 +108,12 @@ def run(options: Options, caller: Caller) -> Report:
     """
     started = time.perf_counter()
     destination = Path(options.destination)
-    check_destination(destination, Path(options.source), options.overwrite, options.join and options.concat)
+    check_destination(options)
     made = not neighbour(destination).exists()
     with lock(destination):
         try:
+            if restore_previous(destination):
+                check_destination(options)
             report = _run(options, caller, Store(Path(options.work_dir)), started)
         except BaseException as error:
             _remove_if_unused(Path(options.work_dir))

@@ -54,8 +54,9 @@ def test_a_well_that_identifies_keeps_its_name() -> None:
     assert Namer("Image", IDENTIFYING | {"Metadata_Well"})("Metadata_Well") == "Metadata_Well"
 
 
-def test_a_name_that_only_begins_like_the_compartment_gets_the_compartment() -> None:
-    assert Namer("Cells", IDENTIFYING)("CellsCount") == "Cells_CellsCount"
+def test_a_name_that_begins_with_the_label_stays_as_with_cytotable() -> None:
+    assert Namer("Image", IDENTIFYING)("ImageSet_ImageSet") == "ImageSet_ImageSet"
+    assert Namer("Cells", IDENTIFYING)("cellsize") == "Cells_cellsize"
 
 
 @given(NAMES, st.frozensets(NAMES, max_size=4), st.sampled_from(["Cells", "Image", "Nuclei_Cellpose3"]))

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv, write_csv_sites, write_sqlite
 from prefect_cytotable.tasks.core.model import ChunkResult

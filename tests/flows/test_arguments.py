@@ -26,6 +26,7 @@ from plates import (
     sites_of,
     without,
 )
+
 from prefect_cytotable.flows import convert, plan
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.errors import (

@@ -34,6 +34,7 @@ from plates import (
     sites_of,
     without,
 )
+
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, Table, tables, write_csv
 from prefect_cytotable.tasks.core.errors import (

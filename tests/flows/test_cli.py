@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from plates import copy_of, database_of, edited, folder_of, listing, rows_of, sites_of
+
 from prefect_cytotable.flows import cli, convert
 from prefect_cytotable.tasks.core.demo import PlateShape
 

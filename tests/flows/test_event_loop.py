@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from plates import Ear, folder_of, rows_of
+
 from prefect_cytotable.flows import convert, plan
 
 pytestmark = pytest.mark.usefixtures("local")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from plates import converted, copy_of, differences, executed, without
+
 from prefect_cytotable.flows import convert
 
 pytestmark = pytest.mark.usefixtures("local")

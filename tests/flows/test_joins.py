@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from plates import Ear, converted, copy_of, database_of, edited, executed, folder_of, listing, rows_of, sites_of
+
 from prefect_cytotable.flows import convert, plan
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.errors import CytotableError, JoinQueryError

@@ -6,15 +6,15 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
 from prefect_cytotable.flows import convert, plan, running, server, session
 from prefect_cytotable.flows.connection import Connection, Origin, ServerUnreachableError
 from prefect_cytotable.tasks.core.demo import PlateShape
@@ -276,7 +277,7 @@ def test_settings_of_a_prefect_that_is_imported_already_count(here: Served, plat
 # --- the same bytes -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a Dask cluster that somebody else has started."""
     distributed = pytest.importorskip("distributed")
@@ -409,19 +410,21 @@ convert(sys.argv[1], "out.parquet", preset=sys.argv[2], chunk_size=int(sys.argv[
 def test_a_killed_run_goes_on_where_it_stopped(
     runner: str, here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path, ear: Ear
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(plate), SQLITE, str(ROWS), runner],
-        cwd=tmp_path,
-        env=here.variables(PREFECT_API_URL=here.url),
-        stderr=subprocess.DEVNULL,
-    )
+    log = here.folder / f"killed-{runner}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(plate), SQLITE, str(ROWS), runner],
+            cwd=tmp_path,
+            env=here.variables(PREFECT_API_URL=here.url),
+            stderr=file,
+        )
     records = tmp_path / "work"
 
     def done_chunks() -> set[str]:
         return {path.stem for path in records.glob("*/records/*.json") if not path.name.startswith(".")}
 
     until(lambda: len(done_chunks()) >= 2 or process.poll() is not None, pause=0.005)
-    assert process.poll() is None, "it ended before it could be killed"
+    assert process.poll() is None, f"it ended before it could be killed:\n{log.read_text()}"
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=SECONDS)
@@ -780,7 +783,12 @@ def test_a_served_deployment_takes_its_parameters_from_json(
 def test_dask_without_a_server_starts_one_for_the_run(
     served: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path
 ) -> None:
-    shutil.copytree(served.folder / "user", tmp_path / "home", dirs_exist_ok=True)
+    (tmp_path / "home").mkdir()
+    with (  # a database that is there already: to make one is Prefect's business, and takes 10 s
+        closing(sqlite3.connect(served.folder / "server" / "prefect.db")) as old,
+        closing(sqlite3.connect(tmp_path / "home" / "prefect.db")) as new,
+    ):
+        old.backup(new)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(plate), "out.parquet"),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from prefect_cytotable.flows import connection, remembered, server
 from prefect_cytotable.flows.connection import Connection, Origin
 from prefect_cytotable.flows.remembered import ServerError, ServerState

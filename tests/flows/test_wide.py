@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from plates import Ear, converted, database_of, edited, executed, folder_of, rows_of, sites_of
+
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import Table, Value, write_csv, write_sqlite
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites
+from prefect_cytotable.tasks.core.errors import DestinationExistsError
+from prefect_cytotable.tasks.core.store import neighbour
 
 Run = Callable[..., pa.Table]
 
@@ -32,3 +34,15 @@ def test_without_kept_parts_nothing_stays_there(run: Run, plates: list[Path], tm
     run(plates[0], tmp_path / "one.parquet", work_dir=tmp_path / "work")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "plate1", "plate2", "work"]
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_an_output_that_a_killed_run_had_moved_aside_comes_back(run: Run, plates: list[Path], tmp_path: Path) -> None:
+    destination = tmp_path / "tables"
+    run(plates[0], destination, join=False)
+    before = {path.relative_to(destination): path.read_bytes() for path in destination.rglob("*") if path.is_file()}
+    neighbour(destination).mkdir()
+    destination.rename(neighbour(destination) / "previous")
+    with pytest.raises(DestinationExistsError, match="overwrite=True"):
+        run(plates[1], destination, join=False)
+    after = {path.relative_to(destination): path.read_bytes() for path in destination.rglob("*") if path.is_file()}
+    assert after == before

@@ -119,10 +119,11 @@ class Reader(Protocol):
         """The names of the source's columns, in its order, from its header alone."""
         ...
 
-    def sample(self, sources: Sequence[Source], limit: int) -> Sample:
+    def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types and widths of the columns that all `sources` have, from declared types or about `limit` bytes of rows.
 
-        All sources have the same header; the error for a bad one may name any of them.
+        All sources have the same header; the error for a bad one may name any of them. Where the columns are
+        measures of objects, a few texts among numbers make no column of texts.
         """
         ...
 

@@ -44,7 +44,7 @@ class CsvReader:
         """The names in the header."""
         return _header(Path(source.path))[0]
 
-    def sample(self, sources: Sequence[Source], limit: int) -> Sample:
+    def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types from the first rows, and of files larger than their share of `limit` from their middles and ends.
 
         Parsed in one go: Arrow's inference costs the same for one row as for hundreds.
@@ -67,7 +67,7 @@ class CsvReader:
                 with contextlib.suppress(BadSourceError):  # it may begin inside a long text; reading will tell
                     parsed.append((len(piece), _parse(piece, names, path, None)))
         none: dict[str, ColumnType | None] = dict.fromkeys(names)
-        types = reduce(merge, ({one.name: from_arrow(one.type) for one in table.schema} for _, table in parsed), none)
+        types = reduce(merge, (_sampled_types(table, measures) for _, table in parsed), none)
         rows = max(sum(table.num_rows for _, table in parsed), 1)
         width = sum(table.nbytes for _, table in parsed) // rows + 1
         return Sample(types, width, sum(size for size, _ in parsed) // rows + 1)
@@ -321,13 +321,37 @@ def _converted(table: pa.Table, types: dict[str, ColumnType], keys: Keys) -> Ans
     arrays, widened, findings = [], [], []
     for name, column in zip(table.column_names, table.columns, strict=True):
         key = name in (keys.image_number, keys.object_number)
-        array, wider, lost = _as(column.combine_chunks(), types[name], key or bool(keys.object_number), key)
+        numeric = key or (bool(keys.object_number) and _measures(name))
+        array, wider, lost = _as(column.combine_chunks(), types[name], numeric, key)
         arrays.append(array)
         if wider is not types[name]:
             widened.append((name, wider))
         if lost:
             findings.append(Finding(name, "a value that is not a number became null", lost))
     return Answer(pa.table(arrays, names=table.column_names), tuple(widened), tuple(findings))
+
+
+def _measures(name: str) -> bool:
+    """Whether a column of an object table holds a measure; metadata name something, and a name may be text."""
+    return "Metadata" not in name
+
+
+def _sampled_types(table: pa.Table, measures: bool) -> dict[str, ColumnType | None]:
+    """Types of a sample's columns. A measure is a number unless most of its values are none."""
+    types = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        types[name] = from_arrow(column.type)
+        if measures and _measures(name) and pa.types.is_string(column.type):
+            array = column.combine_chunks()
+            _, type_, lost = _as(array, ColumnType.INT64, numeric=True, key=False)
+            present = pc.sum(pc.invert(_is_missing(pc.utf8_trim_whitespace(array)))).as_py() or 0
+            if 2 * lost < present:
+                types[name] = type_
+    return types
+
+
+def _is_missing(trimmed: pa.Array) -> pa.Array:
+    return pc.or_(pc.is_in(trimmed, pa.array(MISSING)), pc.match_substring_regex(trimmed, _NAN))
 
 
 def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[pa.Array, ColumnType, int]:
@@ -341,9 +365,9 @@ def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[p
         if pc.all(known).as_py():
             return pc.if_else(pc.equal(lower, ""), None, pc.equal(lower, "true")), type_, 0
         return texts, ColumnType.STRING, 0
-    missing = pc.or_(pc.is_in(trimmed, pa.array(MISSING)), pc.match_substring_regex(trimmed, _NAN))
+    absent = _is_missing(trimmed)
     number = pc.match_substring_regex(trimmed, _NUMBER)
-    lost = pc.sum(pc.and_(pc.invert(missing), pc.invert(number))).as_py() or 0
+    lost = pc.sum(pc.and_(pc.invert(absent), pc.invert(number))).as_py() or 0
     if lost and not numeric:
         return texts, ColumnType.STRING, 0
     values = pc.if_else(number, trimmed, pa.scalar(None, pa.string()))

@@ -24,7 +24,7 @@ class SqliteReader:
         """The names of the table's columns."""
         return tuple(self._declared(source))
 
-    def sample(self, sources: Sequence[Source], limit: int) -> Sample:
+    def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types from the declared affinity; columns without one are sampled."""
         samples = [self._sample(source) for source in sources]
         nothing: dict[str, ColumnType | None] = {}

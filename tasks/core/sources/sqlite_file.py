@@ -53,8 +53,26 @@ def tables(path: Path) -> tuple[str, ...]:
 
 
 def uri(path: Path) -> str:
-    """A read-only URI: SQLite then neither writes to the database nor checkpoints its log."""
-    return f"file:{quote(str(path.absolute()))}?mode=ro"
+    """A read-only URI: SQLite then neither writes to the database nor checkpoints its log.
+
+    A database in WAL mode that has no log is opened as one that does not change, because SQLite else leaves an empty
+    log beside it. A program that starts to write all the same is found out by the fingerprint.
+    """
+    quiet = _in_wal_mode(path) and not _log_size(path)
+    return f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if quiet else ''}"
+
+
+def _in_wal_mode(path: Path) -> bool:
+    """Whether bytes 18 and 19 of the header say so (https://www.sqlite.org/fileformat.html, section 1.3.3)."""
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\x02\x02"
+
+
+def _log_size(path: Path) -> int:
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from prefect_cytotable.tasks.core.errors import CytotableError, DamagedPartError, PartMismatchError
 from prefect_cytotable.tasks.core.sinks import parquet_footer, parquet_splice
 from prefect_cytotable.tasks.core.sinks.parquet_footer import MAGIC, Footer, RowGroups

@@ -168,7 +168,7 @@ def test_declared_types_decide_and_the_others_are_sampled(file: Path) -> None:
         "a BIGINT, b double, c VARCHAR(9), d, e NUMERIC, f BLOB, g",
         [(1, 1.0, "x", 1, 1.5, "t", None), (1, 1.0, "x", 2, 1, 3, None)],
     )
-    sample = READER.sample([source], 1 << 20)
+    sample = READER.sample([source], 1 << 20, measures=True)
     assert sample.types == {"a": INT, "b": DOUBLE, "c": TEXT, "d": INT, "e": DOUBLE, "f": TEXT, "g": None}
     assert sample.row_bytes >= 7 * 4
 
@@ -256,7 +256,7 @@ def test_names_with_quotes_blanks_and_unicode(file: Path, name: str) -> None:
     keys = Keys("ImageNumber", name)
     assert READER.columns(source) == ("ImageNumber", name, "Value")
     assert name in tables(file)
-    assert READER.sample([source], 1 << 20).types[name] is INT
+    assert READER.sample([source], 1 << 20, measures=True).types[name] is INT
     answer = READER.read(Request(source, keys, (("ImageNumber", INT), (name, INT), ("Value", DOUBLE)), images=(1, 1)))
     assert answer.table.sort_by(name).column("Value").to_pylist() == [0.5, None]
     assert READER.index(source, keys, True).unique is True
@@ -462,7 +462,7 @@ def test_a_table_without_rows(file: Path) -> None:
     source = made(file, PLAIN.format("REAL"), [])
     assert rows_of(source) == []
     assert READER.index(source, KEYS, True).images == ()
-    assert READER.sample([source], 1 << 20).types["Value"] is DOUBLE
+    assert READER.sample([source], 1 << 20, measures=True).types["Value"] is DOUBLE
 
 
 def test_a_view_is_read_as_a_table(file: Path) -> None:
