@@ -148,9 +148,7 @@ def us(source: Path, preset: str, repeat: int, more: Sequence[str], *, server: b
 def floor(case: Case, source: Path, repeat: int) -> Contender:
     """The hand-written floor."""
     script = str(HERE / case.floor)
-    return Contender(
-        "floor", lambda out: [sys.executable, script, str(source), str(out)], repeat, output="parts"
-    )
+    return Contender("floor", lambda out: [sys.executable, script, str(source), str(out)], repeat, output="parts")
 
 
 def peer(python: Path, case: Case, source: Path, repeat: int) -> Contender:
@@ -269,9 +267,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="where data sets are, or will be made")
     parser.add_argument("--repeat", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--peer-python", type=Path, help="the interpreter that has CytoTable")
-    parser.add_argument(
-        "--peer-repeat", type=int, default=1, help="rounds with CytoTable, which is slow (default: 1)"
-    )
+    parser.add_argument("--peer-repeat", type=int, default=1, help="rounds with CytoTable, which is slow (default: 1)")
     parser.add_argument("--server", action="store_true", help="smallest: also against PREFECT_API_URL")
     parser.add_argument("--convert-args", type=shlex.split, default=[], help="more options for our command")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a run may take (default: 3600)")
@@ -282,9 +278,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if asked.repeat < 1 or asked.peer_repeat < 0:
         parser.error("--repeat must be at least 1 and --peer-repeat at least 0")
     if asked.server and (asked.case != "smallest" or not os.environ.get("PREFECT_API_URL")):
-        parser.error(
-            "--server belongs to the case smallest and needs PREFECT_API_URL, the address of a server"
-        )
+        parser.error("--server belongs to the case smallest and needs PREFECT_API_URL, the address of a server")
     if asked.peer_python and not asked.peer_python.exists():
         parser.error(f"--peer-python: there is no {asked.peer_python}; peer_cytotable.py says how to make it")
     return asked

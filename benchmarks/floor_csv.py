@@ -70,9 +70,7 @@ def convert(out: Path, job: tuple[int, dict[str, list[Piece]]]) -> int:
 def prefixed(compartment: str, table: pa.Table) -> pa.Table:
     """The table with the names of the output: the compartment first, the base's keys as metadata."""
     keys_of = {"ImageNumber", "ObjectNumber"} if compartment == "Cytoplasm" else {"ImageNumber"}
-    return table.rename_columns(
-        [f"Metadata_{n}" if n in keys_of else f"{compartment}_{n}" for n in table.column_names]
-    )
+    return table.rename_columns([f"Metadata_{n}" if n in keys_of else f"{compartment}_{n}" for n in table.column_names])
 
 
 def site_jobs(source: Path, chunks: int) -> list[dict[str, list[Piece]]]:
@@ -80,9 +78,7 @@ def site_jobs(source: Path, chunks: int) -> list[dict[str, list[Piece]]]:
     folders = sorted(path for path in source.iterdir() if path.is_dir())
     step = -(-len(folders) // chunks)
     groups = [folders[start : start + step] for start in range(0, len(folders), step)]
-    return [
-        {name: [whole(folder / f"{name}.csv") for folder in group] for name in TABLES} for group in groups
-    ]
+    return [{name: [whole(folder / f"{name}.csv") for folder in group] for name in TABLES} for group in groups]
 
 
 def whole(path: Path) -> Piece:

@@ -62,14 +62,10 @@ def beside(base: pa.Table, parents: dict[str, tuple[pa.Table, Positions]]) -> pa
     """The base rows that have all their parents, with the columns of the parents beside them."""
     whole = np.logical_and.reduce([rows >= 0 for _, rows in parents.values()])
     complete = bool(whole.all())
-    columns = dict(
-        zip(base.column_names, (base if complete else base.filter(pa.array(whole))).columns, strict=True)
-    )
+    columns = dict(zip(base.column_names, (base if complete else base.filter(pa.array(whole))).columns, strict=True))
     for table, rows in parents.values():
         side = taken(table, rows if complete else rows[whole])
-        columns.update(
-            (n, c) for n, c in zip(side.column_names, side.columns, strict=True) if n not in columns
-        )
+        columns.update((n, c) for n, c in zip(side.column_names, side.columns, strict=True) if n not in columns)
     return pa.table(columns)
 
 
@@ -129,9 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The hand-written floor for a CellProfiler SQLite file.")
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("out", type=Path, metavar="OUTDIR", help="a folder that does not exist yet")
-    parser.add_argument(
-        "--chunks", type=int, help="number of parts (default: one for each 50 MB of the file)"
-    )
+    parser.add_argument("--chunks", type=int, help="number of parts (default: one for each 50 MB of the file)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--start", choices=("fork", "spawn"), default="fork", help="how workers are started")
     asked = parser.parse_args()

@@ -287,9 +287,7 @@ def generate(kind: str, source: Path, out: Path, count: int, *, force: bool = Fa
     needed = int(1.2 * count * sum(size_of(file) for file in files))  # jittered floats have more digits
     free = shutil.disk_usage(out.parent).free
     if needed > free:
-        raise GenerateError(
-            f"about {needed / 1e9:.1f} GB are needed for {out.name}, {free / 1e9:.1f} are free"
-        )
+        raise GenerateError(f"about {needed / 1e9:.1f} GB are needed for {out.name}, {free / 1e9:.1f} are free")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         MAKERS[kind](source, partial, count)

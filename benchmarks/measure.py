@@ -221,9 +221,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the command after ``--``; the exit code is the command's."""
-    parser = argparse.ArgumentParser(
-        description="Wall time, CPU time and peak memory of a command's whole tree."
-    )
+    parser = argparse.ArgumentParser(description="Wall time, CPU time and peak memory of a command's whole tree.")
     parser.add_argument("--output", type=Path, action="append", default=[], help="a file or folder it writes")
     parser.add_argument("--interval", type=float, default=INTERVAL, help="seconds between two looks")
     parser.add_argument("--timeout", type=float, help="seconds after which it is killed")

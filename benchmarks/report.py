@@ -121,11 +121,7 @@ def ratios(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[str]:
         for one, two in pairs
         if groups.get(one) and groups.get(two)
     ]
-    return (
-        grid(["ratio", "wall (medians)", "CPU (medians)", "peak RSS", "peak PSS", "written"], rows)
-        if rows
-        else []
-    )
+    return grid(["ratio", "wall (medians)", "CPU (medians)", "peak RSS", "peak PSS", "written"], rows) if rows else []
 
 
 def differences(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[str]:

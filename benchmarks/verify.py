@@ -53,9 +53,7 @@ class Agreement:
             return f"DIFFER: {self.rows[0]:,} rows and {self.rows[1]:,} rows"
         if not self.columns:
             return f"NOT COMPARED: the keys {KEY} and a number column must be in both"
-        found = (
-            f"{self.equal:,} of {self.values:,} values in {len(self.columns)} columns equal to the last bit"
-        )
+        found = f"{self.equal:,} of {self.values:,} values in {len(self.columns)} columns equal to the last bit"
         if self.worst:
             found += f", largest relative difference {self.worst:.1e} in {self.worst_column}"
         return f"{'agree' if self.good else 'DIFFER'}: {self.rows[0]:,} rows, {found}"

@@ -78,7 +78,8 @@ def convert(
         task_runner: "sequential", "concurrent", "process", "dask", the address of a running Dask scheduler, or a
             Prefect TaskRunner.
         memory_budget: Bytes for the whole process tree, such as "1GiB".
-        work_dir: Where parts lie until the output is whole; by default a hidden folder next to the destination.
+        work_dir: Where parts lie until the output is whole, in a folder of their own for each destination; by default
+            a hidden folder next to the destination.
         overwrite: Whether a destination that is there is replaced, once the new one is whole.
         unmatched: What happens to an object without its parents: "drop", "keep" (with nulls) or "error".
         on_bad_source: What happens to a source that cannot be read: "skip" or "error". Either way it is reported.

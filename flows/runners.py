@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.processes import end_with_run
 
+if TYPE_CHECKING:
+    from prefect_dask.task_runners import DaskTaskRunner
+
 DASK = "dask"
+CONNECT_SECONDS = 10
+"""How long a Dask scheduler may take to answer."""
+
+
+class DaskUnreachableError(CytotableError, ConnectionError):
+    """There is no Dask scheduler at the address that was given."""
 
 
 @contextmanager
@@ -31,7 +41,15 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
         with threads:
             yield threads
     else:
-        with _dask(name, workers) as dask:
+        with ExitStack() as stack:
+            try:
+                dask = stack.enter_context(_dask(name, workers))
+                _ = dask.client  # connects
+            except OSError as error:
+                raise DaskUnreachableError(
+                    f"The Dask scheduler {name} does not answer: {error}. Start it, correct task_runner, or let "
+                    f'task_runner="dask" start one on this machine.'
+                ) from error
             yield dask
 
 
@@ -51,16 +69,17 @@ def _process_pool(workers: int) -> Iterator[TaskRunner[Any]]:
         writer.close()
 
 
-def _dask(name: str, workers: int) -> TaskRunner[Any]:
+def _dask(name: str, workers: int) -> DaskTaskRunner:
     from prefect_dask.task_runners import DaskTaskRunner  # Dask takes 1 s to import
 
     if name != DASK:
-        return DaskTaskRunner(address=name)
+        return DaskTaskRunner(address=name, client_kwargs={"timeout": CONNECT_SECONDS})
     settings = {
         "n_workers": workers,
         "threads_per_worker": 1,
         "processes": True,
         "memory_limit": 0,
+        "preload": end_with_run.__module__,
         "dashboard_address": "127.0.0.1:0",  # None would mean port 8787, with a warning where that is taken
     }
     return DaskTaskRunner(cluster_kwargs=settings)

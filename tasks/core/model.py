@@ -73,7 +73,7 @@ class PresetRelation:
 
 @dataclass(frozen=True)
 class Preset:
-    """Names, keys and relations of one exporter's layout. See docs/presets.md for every field."""
+    """Names, keys and relations of one exporter's layout. See docs/pages/presets.md for every field."""
 
     name: str
     title: str

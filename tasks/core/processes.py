@@ -25,3 +25,8 @@ def end_with_run(stop: Connection | None = None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-run", daemon=True).start()
+
+
+def dask_setup(_worker: object) -> None:
+    """The same for a worker of Dask, which imports this module (its ``preload``) and calls what has this name."""
+    end_with_run()

@@ -127,7 +127,7 @@ def provenance(plan: Plan, report: Report) -> str:
             "sort_output": options.sort_output,
         },
         "datasets": datasets,
-        "skipped": [one.where for one in report.skipped],
+        "skipped": [(one.dataset, one.compartment, one.cause) for one in report.skipped],
         "rows_in": report.rows_in,
         "rows_out": report.rows_out,
     }

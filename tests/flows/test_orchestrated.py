@@ -39,7 +39,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from prefect_cytotable.flows import convert, plan, running, server, session
+from prefect_cytotable.flows import convert, plan, runners, running, server, session
 from prefect_cytotable.flows.connection import Connection, Origin, ServerUnreachableError
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.errors import ArgumentError, DuplicateKeyError, UnmatchedError, WorkerDiedError
@@ -406,6 +406,15 @@ convert(sys.argv[1], "out.parquet", preset=sys.argv[2], chunk_size=int(sys.argv[
 """
 
 
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from prefect_cytotable.flows.cli import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
 def test_a_killed_run_goes_on_where_it_stopped(
     runner: str, here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path, ear: Ear
@@ -476,6 +485,33 @@ def test_a_worker_that_is_killed_costs_its_chunks_alone(
     assert Path(str(path)).read_bytes() == undisturbed
     assert WorkerDiedError.AGAIN in ear.said
     assert here.flow_run(ear.text).state_name == "Completed"
+
+
+@pytest.mark.parametrize("runner", ["process", "dask"])
+def test_an_interrupted_command_says_one_line_and_leaves_no_worker(
+    runner: str, here: Served, plate: Path, tmp_path: Path
+) -> None:
+    log = here.folder / f"interrupted-{runner}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", INTERRUPTIBLE, "convert", str(plate), "out.parquet", "--preset", SQLITE),
+                *("--chunk-size", str(ROWS), "--runner", runner, "--work-dir", "work"),
+            ],
+            cwd=tmp_path,
+            env=here.variables(PREFECT_API_URL=here.url),
+            stderr=file,
+            start_new_session=True,
+        )
+    until(lambda: [*tmp_path.glob("work/*/records/*.json")] or process.poll() is not None, pause=0.005)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    assert process.wait(timeout=SECONDS) == 130, log.read_text()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    told = log.read_text().splitlines()
+    assert told[-1].startswith("Interrupted; what is done is kept")
+    assert {line.split()[0] for line in told} <= {"Flow", "chunks", "Interrupted;"}, told
+    assert not (tmp_path / "out.parquet").exists()
 
 
 # --- inside something else ----------------------------------------------------------------------------------
@@ -602,6 +638,12 @@ def test_wrong_arguments_are_told_before_any_flow_run(here: Served, plate: Path,
     with pytest.raises(ArgumentError):
         convert(plate, "out.parquet", preset=SQLITE, unmatched="dorp", progress=ear)
     assert ear.said == []
+
+
+def test_an_address_without_a_dask_scheduler(here: Served, plate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "CONNECT_SECONDS", 1)
+    with pytest.raises(runners.DaskUnreachableError, match="tcp://127.0.0.1:1 does not answer"):
+        convert(plate, "out.parquet", preset=SQLITE, task_runner="tcp://127.0.0.1:1")
 
 
 # --- a server that is not there -----------------------------------------------------------------------------
