@@ -98,7 +98,7 @@ def test_the_metadata_has_the_account_of_the_rows(sites: Path, out: Path) -> Non
     assert accounts[second.name]["dropped"] == {"its dataset has no readable table of a parent compartment": lost}
     assert content["rows_out"] == table.num_rows
     assert content["rows_in"] == sum(one["rows_in"] for one in accounts.values())
-    assert content["skipped"] == [str(second / "Nuclei.csv")]
+    assert content["skipped"] == [[second.name, "nuclei", "the file is empty"]]
 
 
 def test_every_file_of_a_folder_has_the_metadata(sites: Path, tmp_path: Path) -> None:
