@@ -28,7 +28,7 @@ from prefect_cytotable.tasks.core.progress import Lines, Silent
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "DASK_LOGGING__DISTRIBUTED": "error",
+    "DASK_LOGGING__DISTRIBUTED": "critical",  # its workers complain of every run that is broken off
 }
 """The run tells its progress itself; Prefect's own lines go to the server, and not to the terminal as well."""
 

@@ -26,6 +26,15 @@ def to_numpy(array: pa.Array) -> NDArray[Any]:
     return values[array.offset : array.offset + len(array)]
 
 
+def one_piece(values: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The values as one array; copied only where they are several."""
+    if isinstance(values, pa.Array):
+        return values
+    if values.num_chunks == 1:
+        return values.chunk(0)
+    return pa.concat_arrays(values.chunks) if values.num_chunks else empty(values.type)
+
+
 def empty(type_: pa.DataType) -> pa.Array:
     """An array without values."""
     return pa.nulls(0, type_)

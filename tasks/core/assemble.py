@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_cytotable.tasks.core import query as queries
-from prefect_cytotable.tasks.core.arrays import from_numpy, to_numpy
+from prefect_cytotable.tasks.core.arrays import from_numpy, one_piece, to_numpy
 from prefect_cytotable.tasks.core.errors import CastError
 from prefect_cytotable.tasks.core.layout import DATASET
 from prefect_cytotable.tasks.core.load import Findings, Loaded
@@ -39,7 +39,7 @@ def take(
             continue
         array = loaded[column.compartment].columns.pop(column.column)
         if not straight[column.compartment]:
-            array = array.take(positions[column.compartment])
+            array = one_piece(array).take(positions[column.compartment])
         arrays.append(cast(array, column))
     return pa.table(arrays, names=[column.name for column in columns])
 

@@ -62,7 +62,6 @@ def convert_chunk(plan: Plan, chunk: Chunk, store: Store) -> ChunkResult:
     for one in chunk.slices:
         for source in plan.datasets[one.dataset].sources:
             check_unchanged(source)
-    pa.default_memory_pool().release_unused()
     if findings.amends:
         return ChunkResult(
             chunk.key, chunk.number, widened=tuple(sorted(set(findings.widened))), bad=tuple(findings.bad)

@@ -30,7 +30,7 @@ from prefect_cytotable.tasks.core.sources.registry import reader_of
 SAMPLES = 16
 """Sources of a compartment that are sampled for types, spread over all of them."""
 
-SAMPLE_BYTES = 2 << 20
+SAMPLE_BYTES = 1 << 20
 """What is read of a compartment for them, in all."""
 
 Widened = tuple[tuple[str, str, ColumnType], ...]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_cytotable.tasks.core.arrays import empty, from_numpy, whole_numbers
+from prefect_cytotable.tasks.core.arrays import from_numpy, one_piece, whole_numbers
 from prefect_cytotable.tasks.core.errors import DuplicateKeyError
 from prefect_cytotable.tasks.core.model import IMAGE, Cause, Relation, Unmatched
 
@@ -105,9 +105,7 @@ class Joined:
 
 def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Object or image numbers as int64; fractions and other values that number nothing become null."""
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else empty(array.type)
+    array = one_piece(values)
     if pa.types.is_integer(array.type):
         return array.cast(pa.int64())
     if pa.types.is_string(array.type):
@@ -164,10 +162,9 @@ def join(
         alias = {name: f"t{position}" for position, name in enumerate(tables)}
         _refuse_duplicates(con, base, tables, steps, alias)
         con.execute(f"CREATE TEMP TABLE joined AS {_query(base, tables, steps, alias, tableless, unmatched)}")
-        counts = con.sql("SELECT ds, cause, count(*) FROM joined WHERE cause <> '' GROUP BY ALL ORDER BY ALL")
-        dropped = tuple((int(ds), Cause(cause), int(count)) for ds, cause, count in counts.fetchall())
         order = "ORDER BY ds, image_number, object_number, base" if sort else "ORDER BY base"
-        kept = con.sql(f"SELECT * FROM joined WHERE cause = '' {order}").to_arrow_table().combine_chunks()
+        kept = con.sql(f"SELECT * FROM joined WHERE cause = '' {order}").to_arrow_table()
+        dropped = _dropped(con) if kept.num_rows < len(tables[base].dataset) else ()
     positions = {base: _column(kept, "base")}
     positions |= {step.compartment: _column(kept, f"s{number}") for number, step in enumerate(steps)}
     imageless = 0
@@ -177,9 +174,13 @@ def join(
     return Joined(positions, _column(kept, "ds"), dropped, imageless)
 
 
+def _dropped(con: duckdb.DuckDBPyConnection) -> tuple[tuple[int, Cause, int], ...]:
+    counts = con.sql("SELECT ds, cause, count(*) FROM joined WHERE cause <> '' GROUP BY ALL ORDER BY ALL")
+    return tuple((int(ds), Cause(cause), int(count)) for ds, cause, count in counts.fetchall())
+
+
 def _column(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, empty(column.type)])
+    return one_piece(table.column(name))
 
 
 def _refuse_duplicates(
@@ -194,14 +195,19 @@ def _refuse_duplicates(
     }
     if IMAGE in tables:
         keys[IMAGE] = "0"
+    repeated: list[str] = []
     for name, key in keys.items():
         number = f"{key} IS NOT NULL AND {key} > 0" if key.startswith("p") else f"{key} IS NOT NULL"
-        rows = con.sql(
-            f"SELECT image, {key} AS number, count(*) FROM {alias[name]} WHERE image IS NOT NULL AND {number} "
-            f"GROUP BY ds, image, number HAVING count(*) > 1 ORDER BY ds, image, number LIMIT 3"
-        ).fetchall()
-        if rows:
-            raise DuplicateKeyError(_duplicates(tables[name].label, key, rows))
+        repeated.append(
+            f"SELECT {len(repeated)} AS t, ds, image, {key} AS number, count(*) AS rows FROM {alias[name]} "
+            f"WHERE image IS NOT NULL AND {number} GROUP BY ds, image, number HAVING count(*) > 1"
+        )
+    found = con.sql(f"{' UNION ALL '.join(repeated)} ORDER BY t, ds, image, number LIMIT 3").fetchall()
+    if found:
+        name, key = list(keys.items())[found[0][0]]
+        raise DuplicateKeyError(
+            _duplicates(tables[name].label, key, [row[2:] for row in found if row[0] == found[0][0]])
+        )
 
 
 def _duplicates(label: str, key: str, rows: list[tuple[int, int, int]]) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.arrays import empty, from_numpy
+from prefect_cytotable.tasks.core.arrays import from_numpy
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceChangedError
 from prefect_cytotable.tasks.core.join import KeyTable, Step, key_array, steps_from
 from prefect_cytotable.tasks.core.model import (
@@ -37,12 +37,12 @@ class Loaded:
     """One compartment's rows in a chunk.
 
     Attributes:
-        columns: Arrays of equal length by source name.
+        columns: Arrays of equal length by source name, in as many pieces as they were read.
         keyless: By dataset of the chunk, the rows that were left unread because they have no image number.
     """
 
     schema: Schema
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.ChunkedArray]
     keys: KeyTable
     keyless: Counter[int]
 
@@ -113,7 +113,7 @@ def load(
             wanted.append((position, Request(source, keys, columns, slice_.images, objects, spans)))
     positions, tables = _read_all(plan, chunk, wanted, findings)
     uniform = [_uniform(table, columns) for table in tables]
-    arrays = {name: _concatenated([table[name] for table in uniform], type_) for name, type_ in columns}
+    arrays = {name: _one_after_the_other([table[name] for table in uniform], type_) for name, type_ in columns}
     return Loaded(schema, arrays, _keys(plan, schema, arrays, positions), keyless)
 
 
@@ -139,7 +139,7 @@ def _read_all(
     return np.repeat(datasets, [table.num_rows for _, table in read]), [table for _, table in read]
 
 
-def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.Array], datasets: NDArray[np.int32]) -> KeyTable:
+def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.ChunkedArray], datasets: NDArray[np.int32]) -> KeyTable:
     """The keys among the columns of a compartment."""
     parents = sorted({one.column for one in plan.inspected.relations if one.child == schema.compartment})
     return KeyTable(
@@ -256,8 +256,5 @@ def _uniform(table: pa.Table, columns: tuple[tuple[str, ColumnType], ...]) -> di
     }
 
 
-def _concatenated(pieces: list[pa.ChunkedArray], type_: ColumnType) -> pa.Array:
-    chunks = [chunk for piece in pieces for chunk in piece.chunks]
-    if len(chunks) == 1:
-        return chunks[0]
-    return pa.concat_arrays(chunks) if chunks else empty(to_arrow(type_))
+def _one_after_the_other(pieces: list[pa.ChunkedArray], type_: ColumnType) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], to_arrow(type_))

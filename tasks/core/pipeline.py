@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
 from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
@@ -122,6 +124,8 @@ def run(options: Options, caller: Caller) -> Report:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _full(options, error) from error
             raise
+        finally:
+            pa.default_memory_pool().release_unused()
         _clean(options)
     caller.publish(report)
     return report

@@ -167,3 +167,28 @@ def test_a_long_name_fits_its_temporary_neighbour(tmp_path: Path, run) -> None:
     name = "p" * 200 + ".parquet"
     table = run(write_csv(tmp_path / "plate", tables({1: 3})), tmp_path / name)
     assert table.num_rows == 3
+
+
+FIRST = """
+import sys, threading
+from pathlib import Path
+import msgspec
+from prefect_cytotable.tasks.core import store
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(8)
+def first():
+    barrier.wait()
+    try:
+        store.load_plan(Path(sys.argv[1]))
+    except msgspec.ValidationError:
+        pass
+threads = [threading.Thread(target=first) for _ in range(8)]
+for one in threads: one.start()
+for one in threads: one.join()
+"""
+
+
+def test_threads_that_read_a_plan_at_once_do_not_crash_the_process(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", FIRST, str(tmp_path / "plan.json")], check=True, timeout=60)

@@ -88,7 +88,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows that were asked for, each column in one piece, and what did not go as planned.
+    """The rows that were asked for, and what did not go as planned.
 
     Attributes:
         widened: (column, type) where the column needs a wider type than was asked for; the table is then not

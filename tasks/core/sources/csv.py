@@ -117,7 +117,7 @@ class CsvReader:
             data = Path(request.source.path).read_bytes()
             start = data.find(b"\n") + 1
             header = header or data[:start]
-            if not data.endswith(b"\n") or data[:start] != header or data.count(b'"') % 2:
+            if not data.endswith(b"\n") or data[:start] != header:
                 return None
             bodies.append(memoryview(data)[start:])
             rows.append(data.count(b"\n") - 1)
@@ -125,8 +125,11 @@ class CsvReader:
         present = {name: type_ for name, type_ in columns if name in names}
         if start != len(header) or not present or not sum(rows):
             return None
+        whole = b"".join(bodies)
+        if b'"' in whole and any(bytes(body).count(b'"') % 2 for body in bodies):
+            return None
         try:
-            table = _parse(b"".join(bodies), names, Path(requests[0].source.path), present)
+            table = _parse(whole, names, Path(requests[0].source.path), present)
         except (_ConversionError, BadSourceError):
             return None
         if table.num_rows != sum(rows):
@@ -155,7 +158,7 @@ class CsvReader:
             answer = Answer(_missing_as_null(table, dict(columns)))
         if answer.widened:
             return answer
-        return Answer(_within(answer.table, request).combine_chunks(), findings=answer.findings)
+        return Answer(_within(answer.table, request), findings=answer.findings)
 
 
 class _ConversionError(ValueError):

@@ -120,7 +120,7 @@ def fetch(request: Request, columns: list[tuple[str, ColumnType]], expressions: 
             )
         stream, _ = statement.execute_query()
         with pa.RecordBatchReader._import_from_c(stream.address) as reader:
-            return reader.read_all().slice(1).combine_chunks()
+            return reader.read_all().slice(1)
 
 
 def _as_planned(table: pa.Table, columns: list[tuple[str, ColumnType]]) -> pa.Table:
