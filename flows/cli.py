@@ -6,13 +6,13 @@ Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import server
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    gc.freeze()  # what is imported stays: no need to look through it again and again
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -275,6 +276,8 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _server(given: argparse.Namespace) -> int:
+    from prefect_cytotable.flows import server  # only this command needs it
+
     if given.what == "start":
         started = server.start(port=given.port)
         print(f"{'Already running' if started.already_running else 'Running'}: {started.ui_url}")

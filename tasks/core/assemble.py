@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,9 @@ from prefect_cytotable.tasks.core.load import Findings, Loaded
 from prefect_cytotable.tasks.core.model import Chunk, OutputColumn, Plan
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER
 from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
+
+_SUM = pc.get_function("sum")
+"""Called once for each column of each chunk, without the wrapper that costs more than a chunk's sum."""
 
 
 def take(
@@ -84,7 +88,7 @@ def count_values(table: pa.Table, findings: Findings) -> None:
     if missing:
         findings.notes["output", "missing values (null)"] += missing
     for column in table.columns:
-        if pa.types.is_floating(column.type) and not np.isfinite(pc.sum(column).as_py() or 0):
+        if pa.types.is_floating(column.type) and not math.isfinite(_SUM.call([column]).as_py() or 0):
             infinite = pc.sum(pc.is_inf(column)).as_py() or 0
             nans = pc.sum(pc.is_nan(column)).as_py() or 0
             findings.notes["output", "infinite values (kept)"] += infinite

@@ -8,8 +8,8 @@ from __future__ import annotations
 import atexit
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,9 @@ import pyarrow.compute as pc
 from prefect_cytotable.tasks.core.arrays import from_numpy, one_piece, whole_numbers
 from prefect_cytotable.tasks.core.errors import DuplicateKeyError
 from prefect_cytotable.tasks.core.model import IMAGE, Cause, Relation, Unmatched
+
+if TYPE_CHECKING:
+    import duckdb
 
 MEMORY_LIMIT = "256MB"
 """DuckDB's own limit for the keys of one chunk; a chunk's keys need a few MB."""
@@ -122,6 +125,8 @@ def connection() -> duckdb.DuckDBPyConnection:
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
     """The one in-memory database of this process, whose opening takes longer than a chunk's joins."""
+    import duckdb  # 0.1 s, which the first chunk's thread spends while another one reads
+
     atexit.register(_database.cache_clear)
     return duckdb.connect(
         ":memory:",

@@ -7,11 +7,14 @@ in a DuckDB of its own whose access to files, network, extensions and Python's v
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 
 from prefect_cytotable.tasks.core.errors import JoinQueryError, nearest
+
+if TYPE_CHECKING:
+    import duckdb
 
 MEMORY_LIMIT = "512MB"
 _READ_PARQUET = re.compile(r"read_parquet\s*\(\s*'((?:[^']|'')*)'\s*\)", re.IGNORECASE)
@@ -36,6 +39,7 @@ def prepared(sql: str, tables: dict[str, str]) -> str:
     Raises:
         JoinQueryError: It names a table that does not exist, or is not one SELECT.
     """
+    import duckdb  # only where a query is given: see join.py
 
     def table(match: re.Match[str]) -> str:
         name = match[1].replace("''", "'").rsplit("/", 1)[-1].removesuffix(".parquet").lower()
@@ -62,6 +66,8 @@ def run(sql: str, tables: dict[str, pa.Table]) -> pa.Table:
     Raises:
         JoinQueryError: DuckDB refuses the query.
     """
+    import duckdb  # only where a query is given: see join.py
+
     with _connection(tables) as con:
         try:
             result = _with_plain_types(con.sql(sql)).to_arrow_table()
@@ -80,6 +86,8 @@ def _with_plain_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelat
 
 
 def _connection(tables: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
+    import duckdb  # see above
+
     con = duckdb.connect(":memory:", config=_SETTINGS)
     for name, table in tables.items():
         con.register(name, table)

@@ -15,7 +15,7 @@ from prefect_cytotable.tasks.core.schema import arrow_type
 from prefect_cytotable.tasks.core.sinks import parquet_splice
 
 COMPRESSION = "snappy"
-READ_BLOCK = 1 << 20
+READ_BLOCK = 1 << 18
 
 
 def schema_of(table: OutputTable) -> pa.Schema:
@@ -35,10 +35,10 @@ def write_part(table: pa.Table, path: Path) -> tuple[int, int]:
 
 def checksum(path: Path) -> int:
     """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK):
-            value = zlib.crc32(block, value)
+    value, block = 0, memoryview(bytearray(READ_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            value = zlib.crc32(block[:size], value)
     return value
 
 
