@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 
 from prefect_cytotable.tasks.core import gather as gathering
@@ -27,6 +28,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.sinks.parquet import Ahead
 from prefect_cytotable.tasks.core.work import convert_job_with_retries
 
 POOL_ATTEMPTS = 3
@@ -49,6 +51,7 @@ class LocalCaller:
     def __init__(self, runner: Runner, progress: Progress) -> None:
         self._runner = runner
         self._progress = progress
+        self._begun: Ahead | None = None
         self.processes = runner is Runner.PROCESS
 
     def gather(self, options: Options) -> Gathered:
@@ -73,13 +76,34 @@ class LocalCaller:
         """Stage 4 for every chunk."""
         self._progress.start(len(plan.chunks), plan.rows)
         results: dict[int, ChunkResult] = {}
+        self._begun = output.begin_output(plan)
         try:
             for result in self._results(plan, str(plan_path), results):
                 results[result.number] = result
                 self._progress.advance(result)
+                self._copy_ahead(results)
+        except BaseException:
+            self._discard_begun()
+            raise
         finally:
             self._progress.finish()
         return [results[number] for number in range(len(plan.chunks))]
+
+    def _copy_ahead(self, results: dict[int, ChunkResult]) -> None:
+        """Copy the parts whose turn it is into the output, while the workers convert later chunks."""
+        if self._begun is None:
+            return
+        if any(result.amends for result in results.values()):
+            self._discard_begun()
+            return
+        parts = chain.from_iterable(results[number].parts for number in takewhile(results.__contains__, count()))
+        for part in islice(parts, len(self._begun.parts), None):
+            self._begun.add(Path(part.path))
+
+    def _discard_begun(self) -> None:
+        if self._begun is not None:
+            self._begun.discard()
+        self._begun = None
 
     def _results(self, plan: Plan, path: str, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
         if (plan.workers == 1 and not self.processes) or len(plan.chunks) == 1:
@@ -103,11 +127,15 @@ class LocalCaller:
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
-        return output.write_output(plan, results, report)
+        return output.write_output(plan, results, report, self._begun)
 
     def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
         """Stage 6."""
-        return reports.build(plan, results)
+        try:
+            return reports.build(plan, results)
+        except BaseException:
+            self._discard_begun()
+            raise
 
     def publish(self, report: Report) -> None:
         """Tell the report."""

@@ -23,7 +23,7 @@ from prefect_cytotable.tasks.core.model import (
     Plan,
     Report,
 )
-from prefect_cytotable.tasks.core.sinks.parquet import write_whole
+from prefect_cytotable.tasks.core.sinks.parquet import Ahead, write_whole
 from prefect_cytotable.tasks.core.store import TEMPORARY, discard, neighbour
 
 
@@ -69,14 +69,34 @@ def _made_here(path: Path) -> bool:
         return False
 
 
-def write_output(plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
-    """Write the destination from the parts, in order; returns its files."""
+def begin_output(plan: Plan) -> Ahead | None:
+    """The output's file, to be filled while chunks are converted; None where the output is not one file."""
+    if not (plan.options.join and plan.options.concat):
+        return None
+    return Ahead(_temporary(plan))
+
+
+def _temporary(plan: Plan) -> Path:
+    return neighbour(Path(plan.options.destination)) / f"{TEMPORARY}{secrets.token_hex(6)}"
+
+
+def write_output(
+    plan: Plan, results: Sequence[ChunkResult], report: Report, begun: Ahead | None = None
+) -> tuple[OutputFile, ...]:
+    """Write the destination from the parts, in order; returns its files.
+
+    Args:
+        plan: What was planned.
+        results: Of every chunk, in order.
+        report: The account of the rows; it goes into the files' metadata.
+        begun: The file that `begin_output` gave, with the first parts in it.
+    """
     destination = Path(plan.options.destination)
-    temporary = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}"
+    temporary = begun.path if begun else _temporary(plan)
     try:
         if plan.options.join and plan.options.concat:
             parts = [part for result in results for part in result.parts]
-            files = [_file(plan, plan.tables[0], parts, temporary, destination, report)]
+            files = [_file(plan, plan.tables[0], parts, begun or temporary, destination, report)]
         else:
             files = list(_folder(plan, results, temporary, destination, report))
         _into_place(temporary, destination)
@@ -89,12 +109,13 @@ def _file(
     plan: Plan,
     table: OutputTable,
     parts: list[Part],
-    temporary: Path,
+    output: Path | Ahead,
     final: Path,
     report: Report,
     source: str = "",
 ) -> OutputFile:
-    rows = write_whole([Path(part.path) for part in parts], table, reports.metadata(report), temporary)
+    rows = write_whole([Path(part.path) for part in parts], table, reports.metadata(report), output)
+    written = output.path if isinstance(output, Ahead) else output
     if rows != sum(part.rows for part in parts):
         raise AccountError(f"{final}: {rows} rows were written of {sum(part.rows for part in parts)}.")
     return OutputFile(
@@ -103,7 +124,7 @@ def _file(
         str(final),
         rows,
         len(table.columns),
-        temporary.stat().st_size,
+        written.stat().st_size,
         source,
     )
 

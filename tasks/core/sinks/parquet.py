@@ -42,14 +42,36 @@ def checksum(path: Path) -> int:
     return value
 
 
-def write_whole(parts: list[Path], table: OutputTable, metadata: dict[str, str], path: Path) -> int:
+class Ahead:
+    """The output's file, into which finished parts are copied while later ones are still being converted.
+
+    The disk is then busy from the beginning, instead of being waited for at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts: list[Path] = []
+        self.file = path.open("wb", buffering=0)
+
+    def add(self, part: Path) -> None:
+        """Copy one part more; parts come in the order of the output."""
+        parquet_splice.append(part, self.file)
+        self.parts.append(part)
+
+    def discard(self) -> None:
+        """Close and remove the file."""
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def write_whole(parts: list[Path], table: OutputTable, metadata: dict[str, str], output: Path | Ahead) -> int:
     """Join parts to one file without decoding them; returns its number of rows.
 
     Args:
         parts: Files that `write_part` wrote with the schema of `table`, in the order of the output.
         table: Columns of the output; without a part they make a valid, empty file.
         metadata: Keys and values that go into the file's metadata.
-        path: Where to write; what is there is replaced.
+        output: Where to write (what is there is replaced), or the file that has the first parts already.
 
     Raises:
         PartMismatchError: A part has other columns.
@@ -58,8 +80,10 @@ def write_whole(parts: list[Path], table: OutputTable, metadata: dict[str, str],
     schema = schema_of(table).with_metadata(metadata)
     sink = pa.BufferOutputStream()
     _write(pa.Table.from_arrays([empty(field.type) for field in schema], schema=schema), sink)
-    with path.open("wb", buffering=0) as file:
-        rows = parquet_splice.splice(parts, sink.getvalue().to_pybytes(), file)
+    ahead = output if isinstance(output, Ahead) else Ahead(output)
+    assert parts[: len(ahead.parts)] == ahead.parts
+    with ahead.file as file:
+        rows = parquet_splice.splice(parts, sink.getvalue().to_pybytes(), file, len(ahead.parts))
         os.fsync(file.fileno())
     return rows
 

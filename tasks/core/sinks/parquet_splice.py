@@ -93,24 +93,49 @@ def plan_splice(parts: Sequence[Path | str], template: bytes) -> Splice:
     return plan
 
 
-def splice(parts: Sequence[Path | str], template: bytes, out: BinaryIO) -> int:
+def append(part: Path | str, out: BinaryIO) -> None:
+    """Copy the row groups of one part to the end of `out`, ahead of `splice`, which then has less to do.
+
+    To be called for the first parts, in order, while later ones are not there yet. A part must have rows.
+
+    Raises:
+        DamagedPartError: the part is not a whole Parquet file.
+        OSError: reading or writing fails; what `out` holds is then of no use.
+    """
+    if not out.tell():
+        _write(out, MAGIC)
+    with Path(part).open("rb", buffering=0) as source:
+        stop, _ = footer_bytes(source)
+        _copy(source, Piece(Path(part), stop), out)
+
+
+def splice(parts: Sequence[Path | str], template: bytes, out: BinaryIO, appended: int = 0) -> int:
     """Join `parts` into one Parquet file, written to `out` from its first byte on.
 
     The pages are not read, so damage within them is copied as it is. Nothing is written unless all parts pass
     the checks of `plan_splice`, whose arguments and errors are also those of this function. If reading or
     writing fails later, `out` holds an incomplete file; let it be a temporary one.
 
+    Args:
+        parts: as for `plan_splice`.
+        template: as for `plan_splice`.
+        out: where to write.
+        appended: how many of the first parts `append` has copied to `out` already.
+
     Returns:
         Rows in the new file.
 
     Raises:
-        ArgumentError: `out` is not at its beginning, where the offsets count from.
+        ArgumentError: `out` is not where the parts that are left begin.
     """
-    if out.seekable() and out.tell():
-        raise ArgumentError(f"the output is at byte {out.tell()}, and Parquet offsets count from byte 0; seek there")
     plan = plan_splice(parts, template)
-    _write(out, MAGIC)
-    for piece in plan.pieces:
+    done = plan.pieces[:appended]
+    begin = len(MAGIC) + sum(piece.stop - len(MAGIC) for piece in done) if done else 0
+    if out.seekable() and out.tell() != begin:
+        raise ArgumentError(f"the output is at byte {out.tell()} instead of {begin}, and Parquet offsets count from 0")
+    if not done:
+        _write(out, MAGIC)
+    for piece in plan.pieces[appended:]:
         with piece.path.open("rb", buffering=0) as source:
             _copy(source, piece, out)
     _write(out, closed(plan.footer))
