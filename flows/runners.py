@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from prefect_cytotable.flows.running import DASK
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.processes import end_with_run
@@ -16,7 +17,6 @@ from prefect_cytotable.tasks.core.processes import end_with_run
 if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner
 
-DASK = "dask"
 CONNECT_SECONDS = 10
 """How long a Dask scheduler may take to answer."""
 

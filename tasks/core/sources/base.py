@@ -127,10 +127,6 @@ class Reader(Protocol):
         """
         ...
 
-    def size(self, source: Source) -> int:
-        """Bytes of the source, for an estimate of its rows."""
-        ...
-
     def index(self, source: Source, keys: Keys, objects: bool) -> Index:
         """Rows by image. With `objects`, the spans of large images are split and bounded by object number."""
         ...

@@ -72,10 +72,6 @@ class CsvReader:
         width = sum(table.nbytes for _, table in parsed) // rows + 1
         return Sample(types, width, sum(size for size, _ in parsed) // rows + 1)
 
-    def size(self, source: Source) -> int:
-        """Bytes of the file."""
-        return source.fingerprint.size
-
     def index(self, source: Source, keys: Keys, objects: bool) -> Index:
         """Rows by image, with the bytes where they lie."""
         path = Path(source.path)

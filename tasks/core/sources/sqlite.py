@@ -41,10 +41,6 @@ class SqliteReader:
             width = 8 * (len(types) - len(texts)) + _text_width(connection, source.table, texts)
         return Sample(types, width, width)
 
-    def size(self, source: Source) -> int:
-        """Bytes of the whole database."""
-        return source.fingerprint.size
-
     def index(self, source: Source, keys: Keys, objects: bool) -> Index:
         """Rows by image: from the table's index where it has one, else with the range of their rowids."""
         image, table = quoted(keys.image_number), quoted(source.table)
