@@ -303,7 +303,10 @@ def test_a_stopped_server_is_killed_when_it_does_not_listen(own_state_folder: Pa
     remember(own_state_folder, fake_state(own_state_folder, stubborn.pid, identity))
     stopped = server.stop(timeout=0.3)
     assert stopped is not None
-    stubborn.communicate(timeout=20)  # ends only when the child, which holds the pipe, has ended too
+    stubborn.communicate(timeout=20)  # ends only when the child, which holds the pipe, closes it: as it dies
+    deadline = time.monotonic() + 20
+    while remembered.process_identity(child) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert remembered.process_identity(child) is None
 
 
