@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 SEED = 20_240_701
 LUNG, URETER = 3_677_225, 2_390
 EXPERIMENT = "census_data/homo_sapiens"
-STRIDE = 500_000  # rows of a write, each of which becomes a fragment
+STRIDE = 1 << 19  # rows of a write, each of which becomes a fragment; a multiple of the capacity of a tile
 
 TISSUES = (
     "lung ureter adipose_tissue adrenal_gland axilla bladder_organ blood bone_marrow brain breast "
@@ -65,12 +66,13 @@ LABELS = (
 )
 
 ORDER = (
-    "soma_joinid dataset_id assay assay_ontology_term_id cell_type cell_type_ontology_term_id development_stage "
-    "development_stage_ontology_term_id disease disease_ontology_term_id donor_id is_primary_data observation_joinid "
-    "self_reported_ethnicity self_reported_ethnicity_ontology_term_id sex sex_ontology_term_id suspension_type tissue "
-    "tissue_ontology_term_id tissue_type tissue_general tissue_general_ontology_term_id raw_sum nnz raw_mean_nnz "
-    "raw_variance_nnz n_measured_vars"
-).split()
+    "soma_joinid", "dataset_id", "assay", "assay_ontology_term_id", "cell_type", "cell_type_ontology_term_id",
+    "development_stage", "development_stage_ontology_term_id", "disease", "disease_ontology_term_id", "donor_id",
+    "is_primary_data", "observation_joinid", "self_reported_ethnicity", "self_reported_ethnicity_ontology_term_id",
+    "sex", "sex_ontology_term_id", "suspension_type", "tissue", "tissue_ontology_term_id", "tissue_type",
+    "tissue_general", "tissue_general_ontology_term_id", "raw_sum", "nnz", "raw_mean_nnz", "raw_variance_nnz",
+    "n_measured_vars",
+)  # fmt: skip
 
 ALPHABET = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#", np.uint8)
 
@@ -220,14 +222,9 @@ def write_frame(uri: str, first: pa.Table, more: Iterator[pa.Table], rows: int) 
         platform_config=options("soma_joinid"),
     ):
         pass
-    for table in (first, *more) if rows <= STRIDE else _chained(first, more):
+    for table in chain([first], more):
         with tiledbsoma.DataFrame.open(uri, "w") as frame:
             frame.write(table)
-
-
-def _chained(first: pa.Table, more: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from more
 
 
 def generate(destination: Path, cells: int, features: int = 60_530) -> Path:

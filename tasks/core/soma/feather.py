@@ -44,12 +44,7 @@ class FeatherSink:
     def __init__(self, path: Path, schema: pa.Schema, labels: dict[str, Labels]) -> None:
         self._schema = schema
         self._labels = labels
-        self._coded = pa.schema(
-            [
-                field.with_type(schema.field(field.name).type.index_type) if field.name in labels else field
-                for field in coded_schema(schema)
-            ]
-        )
+        self._coded = coded_schema(schema)
         self._options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
         self._prefix = len(_stream(self._coded, None, self._options)) - len(_END_OF_STREAM)
         self._batches: list[Block] = []
@@ -61,20 +56,15 @@ class FeatherSink:
 
     def write(self, group: pa.RecordBatch) -> None:
         """Write one group as a record batch."""
-        columns = [
-            column.cast(field.type) if field.name in self._labels else column
-            for field, column in zip(self._coded, group.columns, strict=True)
-        ]
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._coded)
-        message = memoryview(_stream(self._coded, batch, self._options))[self._prefix : -len(_END_OF_STREAM)]
+        message = memoryview(_stream(self._coded, group, self._options))[self._prefix : -len(_END_OF_STREAM)]
         self._batches.append(self._append(message))
         self.rows += group.num_rows
 
     def close(self) -> None:
         """Write the dictionaries and the footer, and wait until the disk has it all."""
         if not self._batches:
-            self.write(pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in coded_schema(self._schema)],
-                                                  schema=coded_schema(self._schema)))  # fmt: skip
+            nothing = [pa.nulls(0, field.type) for field in self._coded]
+            self.write(pa.RecordBatch.from_arrays(nothing, schema=self._coded))
         empty = _empty(self._schema, self._labels)
         for message in pa.ipc.MessageReader.open_stream(_stream(self._schema, empty, self._options)):
             if message.type == "dictionary":

@@ -45,7 +45,7 @@ def columns_of(value_filter: str) -> tuple[str, ...]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ArgumentError(
             f"value_filter is {value_filter!r}, which is no expression. One looks like \"cell_type == 'B cell' and "
-            f'nnz > 500" or "sex in [\'female\', \'male\']".'
+            f"nnz > 500\" or \"sex in ['female', 'male']\"."
         ) from error
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]

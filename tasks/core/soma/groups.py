@@ -19,9 +19,9 @@ def labels_of(schema: pa.Schema) -> dict[str, Labels]:
 
 
 def coded_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema with int32 codes in the place of dictionary columns."""
+    """The schema with codes in the place of dictionary columns."""
     return pa.schema(
-        [field.with_type(pa.int32()) if pa.types.is_dictionary(field.type) else field for field in schema]
+        [field.with_type(field.type.index_type) if pa.types.is_dictionary(field.type) else field for field in schema]
     )
 
 

@@ -23,11 +23,11 @@ class Labels:
         self._values = pa.array([], type_.value_type)
 
     def encode(self, values: pa.DictionaryArray) -> pa.Array:
-        """The values as int32 codes into `dictionary`, null where they are null."""
+        """The values as codes into `dictionary`, of the column's index type and null where they are null."""
         self._follow(values.dictionary)
         indices = values.indices
         if not len(self._mapping):
-            return pa.nulls(len(indices), pa.int32())
+            return pa.nulls(len(indices), self.type.index_type)
         valid = indices.is_valid().to_numpy(zero_copy_only=False) if indices.null_count else None
         positions = (indices.fill_null(0) if indices.null_count else indices).to_numpy()
         codes = self._mapping[positions]
@@ -35,7 +35,10 @@ class Labels:
         if unseen.any():
             self._learn(positions[unseen])
             codes = self._mapping[positions]
-        return pa.array(codes, mask=None if valid is None else ~valid)
+        if valid is None:
+            return pa.array(codes).cast(self.type.index_type)
+        codes[~valid] = 0  # what lies below a null is written too
+        return pa.array(codes, mask=~valid).cast(self.type.index_type)
 
     def dictionary(self) -> pa.Array:
         """The labels, by code."""
@@ -66,7 +69,7 @@ def narrowed(codes: pa.Array, labels: Labels) -> pa.DictionaryArray:
     """Codes as a dictionary array of the column's type with just the labels that these codes use."""
     dictionary = labels.dictionary()
     if not labels.type.ordered:
-        values = codes.fill_null(0).to_numpy() if codes.null_count else codes.to_numpy()
+        values = (codes.fill_null(0) if codes.null_count else codes).to_numpy()
         used = np.zeros(max(len(dictionary), 1), np.bool_)
         used[values] = True
         if codes.null_count and not (values[codes.is_valid().to_numpy(zero_copy_only=False)] == 0).any():

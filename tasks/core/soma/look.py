@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.errors import ArgumentError
+from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
 from prefect_cytotable.tasks.core.soma import filters, opening
 from prefect_cytotable.tasks.core.soma.model import JOINID, TISSUE, FetchOptions, Place, Sizes, Table
 from prefect_cytotable.tasks.core.soma.sizes import row_bytes, widest
@@ -60,7 +60,7 @@ def _check_tissue(frame: Any, tissue: str, known: tuple[str, ...], where: str) -
     if pa.types.is_dictionary(frame.schema.field(TISSUE).type):
         labels = frame.get_enumeration_values([TISSUE])[TISSUE].to_pylist()
         if tissue not in labels:
-            raise ArgumentError(f"tissue is {tissue!r}, which {where} does not have. {filters.nearest(tissue, labels)}")
+            raise ArgumentError(f"tissue is {tissue!r}, which {where} does not have. {nearest(tissue, labels)}")
 
 
 def _check_filter(frame: Any, value_filter: str, given: str) -> None:

@@ -51,12 +51,14 @@ def widest(schema: pa.Schema) -> int:
 
 
 def group_rows(budget: int, bytes_of_row: int) -> int:
-    """Rows of a slice and of a group of the output: the power of two of which six fit the budget.
+    """Rows of a slice and of a group of the output: the power of two of which ten fit the budget.
+
+    Three slices read or waiting, each in two forms, and their tiles; a group, gathered and encoded.
 
     >>> group_rows(128 << 20, 134), group_rows(128 << 20, 1000)
-    (131072, 16384)
+    (65536, 8192)
     """
-    fitting = max(budget // (6 * max(bytes_of_row, 1)), 1)
+    fitting = max(budget // (10 * max(bytes_of_row, 1)), 1)
     return min(max(1 << (fitting.bit_length() - 1), SMALLEST_SLICE), LARGEST_SLICE)
 
 
@@ -75,8 +77,8 @@ def sizes(budget: int, bytes_of_row: int, widest_value: int, buffer_bytes: int, 
     """
     if budget < SMALLEST_BUDGET:
         raise MemoryBudgetError(
-            f"memory_budget leaves {show_bytes(budget)} for a worker; TileDB needs {show_bytes(SMALLEST_BUDGET)}. Give "
-            f"more, or fewer workers."
+            f"memory_budget is {show_bytes(budget)}, and TileDB needs {show_bytes(SMALLEST_BUDGET)} above the program "
+            f"itself. Give at least that."
         )
     rows = group_rows(budget, bytes_of_row)
     each = COPIES * rows * bytes_of_row
