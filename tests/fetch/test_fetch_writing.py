@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,10 +52,7 @@ def test_the_bytes_do_not_depend_on_the_batches(
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     # Each piece has its labels in another order.
     orders = [["a", "b", "c", "d"], ["d", "x", "c", "b", "a"], ["b", "a", "d", "c", "y"]]
-    pieces = [
-        table_of(rows[start:end], orders[number % 3])
-        for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False))
-    ]
+    pieces = [table_of(rows[start:end], orders[number % 3]) for number, (start, end) in enumerate(pairwise(edges))]
     whole = sinks.write([table_of(rows, orders[0])], schema, format_, folder / "whole", group)
     cut = sinks.write(pieces, schema, format_, folder / "cut", group)
     assert whole == cut == (len(rows), (folder / "cut").stat().st_size)

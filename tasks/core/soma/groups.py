@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.arrays import one_piece
+from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.soma.labels import Labels
 
 
@@ -56,7 +56,9 @@ def groups(
 
 
 def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([one_piece(column) for column in table.columns], schema=schema)
+    """The rows in fresh buffers, even where one piece holds them: what a file gets of a slice depends on its place."""
+    columns = [pa.concat_arrays([*column.chunks, empty(column.type)]) for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _coded(batch: pa.RecordBatch, schema: pa.Schema, coded: pa.Schema, labels: dict[str, Labels]) -> pa.RecordBatch:
