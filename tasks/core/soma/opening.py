@@ -6,13 +6,13 @@ The only module that imports TileDB-SOMA, and it does so inside functions: it is
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prefect_cytotable.tasks.core.budget import max_threads
 from prefect_cytotable.tasks.core.errors import CytotableError, LayoutError, SourceNotFoundError, nearest
 from prefect_cytotable.tasks.core.soma.errors import (
     SomaBudgetError,
@@ -132,7 +132,7 @@ def frame(place: Place, sizes: Sizes | None = None) -> Iterator[Any]:
     more: dict[str, Any] = {"soma.init_buffer_bytes": SMALL_BUFFER}
     if sizes is not None:
         more = {"soma.init_buffer_bytes": sizes.buffer_bytes, "sm.mem.total_budget": sizes.tile_bytes}
-        more["sm.compute_concurrency_level"] = max((os.cpu_count() or 1) // sizes.readers, 1)
+        more["sm.compute_concurrency_level"] = max(max_threads() // sizes.readers, 1)
     context = _context(place.settings, more)
     with _told(place.uri):
         opened = library().DataFrame.open(place.uri, context=context, tiledb_timestamp=place.timestamp)
