@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from prefect_cytotable.flows.running import DASK
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
+from prefect_cytotable.tasks.core.model import Gathered, Options
 from prefect_cytotable.tasks.core.processes import end_with_run
+from prefect_cytotable.tasks.core.work import clear_cache
 
 if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner
@@ -90,3 +92,16 @@ def uses_processes(runner: str | TaskRunner[Any]) -> bool:
     if isinstance(runner, str):
         return runner not in (Runner.SEQUENTIAL, Runner.CONCURRENT)
     return not isinstance(runner, ThreadPoolTaskRunner)
+
+
+def may_be_elsewhere(runner: str | TaskRunner[Any]) -> bool:
+    """Whether chunks may be converted on machines that share no disk with this one."""
+    if isinstance(runner, str):
+        return "://" in runner
+    return not isinstance(runner, ThreadPoolTaskRunner | ProcessPoolTaskRunner)
+
+
+def clear_on_workers(runner: TaskRunner[Any], gathered: Gathered, options: Options) -> None:
+    """Remove the copies of remote sources from the machines of a Dask cluster; of another kind nothing is known."""
+    if hasattr(runner, "client"):
+        cast("DaskTaskRunner", runner).client.run(clear_cache, gathered, options)

@@ -64,21 +64,21 @@ class KeyTable:
 
     Attributes:
         dataset: int32, which of the chunk's datasets a row is of.
-        image: int64, null where the row has none.
+        image: int64, null where the row has none; None where rows belong to no numbered image.
         object: int64, null where the row has none; None for the image table.
         parents: int64 arrays by column name.
     """
 
     label: str
     dataset: pa.Array
-    image: pa.Array
+    image: pa.Array | None
     object: pa.Array | None
     parents: dict[str, pa.Array]
 
     def arrow(self) -> pa.Table:
         """The keys as a table with the columns pos, ds, image, object, and p0, p1, ... for the parents."""
         columns = {"pos": from_numpy(np.arange(len(self.dataset), dtype=np.int64)), "ds": self.dataset}
-        columns["image"] = self.image
+        columns["image"] = self.image if self.image is not None else pa.nulls(len(self.dataset), pa.int64())
         if self.object is not None:
             columns["object"] = self.object
         columns |= {f"p{number}": array for number, array in enumerate(self.parents.values())}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import Span
 from prefect_cytotable.tasks.core.sources.base import ImageRows, Index
+from prefect_cytotable.tasks.core.sources.csv_header import Header
+from prefect_cytotable.tasks.core.sources.text import Text
 
 BLOCK_BYTES = 16 << 20
 SPLIT_ROWS = 512
@@ -25,7 +26,7 @@ SPLIT_ROWS = 512
 LONGEST_ROW = 64 << 20
 """Bytes after which a row without an end is taken for one whose quote is not closed."""
 
-_NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
+_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _MISSING = int(np.iinfo(np.int64).min)
 _LARGEST = 2.0**53
 
@@ -43,72 +44,85 @@ class Rows:
     objects: Integers | None
 
 
-def index_of(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Index:
+def index_of(text: Text, header: Header, image_field: int | None, object_field: int | None) -> Index:
     """The index of a CSV file.
 
     Args:
-        path: The file.
-        header_bytes: Where its first row begins.
-        image_field: Position of the image number among the fields.
+        text: The file.
+        header: Its header.
+        image_field: Position of the image number among the fields, or None where rows belong to no numbered image.
         object_field: Position of the object number, or None for an image table.
 
     Raises:
         BadSourceError: A row has too few fields, or the file ends within a row.
     """
-    rows = scan(path, header_bytes, image_field, object_field)
+    rows = scan(text, header, image_field, object_field)
+    if image_field is None:
+        return Index(tuple(_stretches(rows)), 0, None, "rows have no keys")
     known = rows.images != _MISSING
+    if header.groups and rows.objects is not None:  # rows that another compartment is longer by are none of this one
+        there = rows.objects != _MISSING
+        rows = Rows(rows.starts[there], rows.stops[there], rows.images[there], rows.objects[there])
+        known = known[there]
     unique, finding = _uniqueness(rows, known)
     return Index(tuple(_images(rows, known)), int((~known).sum()), unique, finding)
 
 
-def scan(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Rows:
+def scan(text: Text, header: Header, image_field: int | None, object_field: int | None) -> Rows:
     """Byte ranges and keys of all rows; see `index_of`."""
-    fields = [image_field] if object_field is None else [image_field, object_field]
+    fields = [field for field in (image_field, object_field) if field is not None]
     pieces: list[tuple[Integers, ...]] = []
-    for offset, block in _blocks(path, header_bytes):
+    for offset, block in _blocks(text, header.start):
         try:
-            starts, stops, keys = _rows_of(block, fields)
+            starts, stops, keys = _rows_of(block, fields, ord(header.delimiter))
         except ValueError as error:
             raise BadSourceError(
-                str(path), f"near byte {offset:,} {error}", "Export the file again, or repair the row."
+                text.where, f"near byte {offset:,} {error}", "Export the file again, or repair the row."
             ) from error
         pieces.append((starts + offset, stops + offset, *keys))
     empty = np.empty(0, np.int64)
     columns = [np.concatenate(parts) for parts in zip(*pieces, strict=True)] if pieces else [empty] * 4
-    return Rows(columns[0], columns[1], columns[2], columns[3] if object_field is not None else None)
+    images = columns[2] if image_field is not None else np.full(len(columns[0]), _MISSING)
+    return Rows(columns[0], columns[1], images, columns[3] if object_field is not None else None)
 
 
-def _blocks(path: Path, start: int) -> Iterator[tuple[int, Bytes]]:
+def _stretches(rows: Rows) -> Iterator[ImageRows]:
+    """Rows without keys in stretches, counted from one."""
+    for number, start in enumerate(range(0, len(rows.starts), SPLIT_ROWS), start=1):
+        stop = min(start + SPLIT_ROWS, len(rows.starts))
+        yield ImageRows(number, stop - start, (Span(int(rows.starts[start]), int(rows.stops[stop - 1])),))
+
+
+def _blocks(text: Text, start: int) -> Iterator[tuple[int, Bytes]]:
     """(offset, bytes) of stretches that end with a row's end."""
-    with path.open("rb") as file:
-        file.seek(start)
+    with text.stream(start) as file:
         rest = b""
         while data := file.read(BLOCK_BYTES):
             data = rest + data
-            end = _last_row_end(data)
+            end = last_row_end(data)
             if end:
                 yield start, np.frombuffer(data, np.uint8, count=end)
             start, rest = start + end, data[end:]
             if len(rest) > max(LONGEST_ROW, BLOCK_BYTES):
                 raise BadSourceError(
-                    str(path),
+                    text.where,
                     f"the row at byte {start:,} does not end: a quote in it is not closed",
                     "Export the file again, or repair the row.",
                 )
     if rest:
-        raise cut_off(path)
+        raise cut_off(text.where)
 
 
-def cut_off(path: Path) -> BadSourceError:
+def cut_off(where: str) -> BadSourceError:
     """What is wrong with a file that ends within a row."""
     return BadSourceError(
-        str(path),
+        where,
         "it ends within a row: the file is cut off, its last line lacks a line break, or a quote is not closed",
         "Export the file again; if it is whole, add a line break at its end.",
     )
 
 
-def _last_row_end(data: bytes) -> int:
+def last_row_end(data: bytes) -> int:
     """Bytes up to and with the last line break outside quotes; `data` begins outside quotes."""
     end = data.rfind(b"\n") + 1
     inside = data.count(b'"', 0, end) % 2
@@ -119,9 +133,9 @@ def _last_row_end(data: bytes) -> int:
     return end
 
 
-def _rows_of(block: Bytes, fields: list[int]) -> tuple[Integers, Integers, list[Integers]]:
+def _rows_of(block: Bytes, fields: list[int], delimiter: int) -> tuple[Integers, Integers, list[Integers]]:
     """(starts, stops, numbers of each field) of the rows of a block."""
-    separator = (block == _COMMA) | (block == _NEWLINE)
+    separator = (block == delimiter) | (block == _NEWLINE)
     if (quotes := block == _QUOTE).any():
         separator &= (np.cumsum(quotes, dtype=np.uint8) & 1) == 0
     separators = np.flatnonzero(separator)
