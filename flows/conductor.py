@@ -27,7 +27,7 @@ from prefect_cytotable.tasks.caching import ChunkJob, result_storage
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
 from prefect_cytotable.tasks.core.model import (
     Chunk,
     ChunkResult,
@@ -118,6 +118,7 @@ class PrefectCaller:
         self._progress = progress
         self._logger = get_run_logger()
         self.processes = uses_processes(runner)
+        self.sequential = runner == Runner.SEQUENTIAL
 
     def gather(self, options: Options) -> Gathered:
         """Stage 1."""

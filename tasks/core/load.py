@@ -19,6 +19,7 @@ from prefect_cytotable.tasks.core.model import (
     IMAGE,
     Chunk,
     ColumnType,
+    Dataset,
     Format,
     Plan,
     Schema,
@@ -115,7 +116,7 @@ def load(
     positions, tables = _read_all(plan, chunk, wanted, findings)
     uniform = [_uniform(table, columns) for table in tables]
     arrays = {name: _one_after_the_other([table[name] for table in uniform], type_) for name, type_ in columns}
-    return Loaded(schema, arrays, _keys(plan, schema, arrays, positions), keyless)
+    return Loaded(schema, arrays, _keys(plan, chunk, schema, arrays, positions), keyless)
 
 
 def _read_all(
@@ -174,7 +175,9 @@ def _note(compartment: str, found: tuple[Finding, ...], findings: Findings) -> N
         findings.notes[subject, one.finding] += one.count
 
 
-def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.ChunkedArray], datasets: NDArray[np.int32]) -> KeyTable:
+def _keys(
+    plan: Plan, chunk: Chunk, schema: Schema, arrays: dict[str, pa.ChunkedArray], datasets: NDArray[np.int32]
+) -> KeyTable:
     """The keys among the columns of a compartment."""
     parents = sorted({one.column for one in plan.inspected.relations if one.child == schema.compartment})
     return KeyTable(
@@ -183,7 +186,16 @@ def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.ChunkedArray], datase
         key_array(arrays[schema.image_number]) if schema.image_number else None,
         key_array(arrays[schema.object_number]) if schema.object_number else None,
         {name: key_array(arrays[name]) for name in parents},
+        tuple(_place(plan.datasets[one.dataset], schema) for one in chunk.slices),
     )
+
+
+def _place(dataset: Dataset, schema: Schema) -> str:
+    """Where the rows of a compartment lie, as an error names it."""
+    source = dataset.source(schema.compartment)
+    if source is None:
+        return f"{dataset.name}, {schema.label}"
+    return f"{source.where}, {source.only.column} {source.only.value}" if source.only else source.where
 
 
 def check_unchanged(sources: Iterable[Source]) -> None:

@@ -53,6 +53,7 @@ class LocalCaller:
         self._progress = progress
         self._begun: Ahead | None = None
         self.processes = runner is Runner.PROCESS
+        self.sequential = runner is Runner.SEQUENTIAL
 
     def gather(self, options: Options) -> Gathered:
         """Stage 1."""

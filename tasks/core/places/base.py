@@ -34,7 +34,7 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 60
 """How long a request waits for a connection, and for the next bytes of an answer."""
 
-SDK_ATTEMPTS = 3
+SDK_ATTEMPTS = 2
 """Requests that a client library sends for one call before it gives up: a moment's trouble ends there."""
 
 PATIENCE_SECONDS = 30.0
@@ -201,8 +201,7 @@ class Service(Protocol):
 class Patience:
     """How long to go on trying, and how long to wait in between."""
 
-    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
@@ -213,7 +212,7 @@ class Patience:
     def wait(self) -> bool:
         """Wait a moment, longer each time; False where there is no patience left."""
         now = time.monotonic()
-        self._until = self._until or now + self._seconds
+        self._until = self._until or now + PATIENCE_SECONDS
         pause = self._wait * random.uniform(0.5, 1)
         self._wait = min(self._wait * 2, 8.0)
         if now + pause > self._until:
@@ -295,7 +294,7 @@ def in_parallel(work: Callable[[I], T], items: Sequence[I], threads: int) -> lis
         return list(pool.map(work, items))
 
 
-def ranges(size: int, step: int = BLOCK) -> list[tuple[int, int]]:
+def ranges(size: int, step: int) -> list[tuple[int, int]]:
     """The ranges of `step` bytes that `size` bytes fall into.
 
     >>> ranges(25, 10), ranges(0, 10)

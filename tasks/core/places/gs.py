@@ -32,6 +32,10 @@ from prefect_cytotable.tasks.core.places.urls import Location
 
 T = TypeVar("T")
 
+# Some versions of the library (3.17) ask for the bucket's own record with a request of their own, for traces that
+# nobody collects; not everyone who may read objects may read that.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
 CREDENTIALS = (
     "Credentials are looked for in the file that GOOGLE_APPLICATION_CREDENTIALS or storage_options "
     "application_credentials names, in the login of gcloud and in the machine's service account; a public bucket needs "
@@ -42,7 +46,7 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 TIMEOUT = (base.CONNECT_SECONDS, base.READ_SECONDS)
 
-RETRY = DEFAULT_RETRY.with_delay(initial=0.5, maximum=4.0).with_timeout(8.0)
+RETRY = DEFAULT_RETRY.with_delay(initial=0.3, maximum=2.0).with_timeout(3.0)
 """The library's own repetitions for a call that can be repeated here too."""
 
 UPLOAD_RETRY = DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0).with_timeout(base.PATIENCE_SECONDS)

@@ -110,7 +110,9 @@ class Remote:
         descriptor = os.open(file, os.O_WRONLY)
         try:
             base.in_parallel(
-                lambda piece: self._fill_range(at, entry, descriptor, piece), base.ranges(entry.size), base.THREADS
+                lambda piece: self._fill_range(at, entry, descriptor, piece),
+                base.ranges(entry.size, base.BLOCK),
+                base.THREADS,
             )
             os.ftruncate(descriptor, entry.size)
             os.fsync(descriptor)
@@ -169,7 +171,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, remote: Remote, entry: Entry) -> None:
         self._remote, self._entry = remote, entry
-        self._waiting = iter(base.ranges(entry.size))
+        self._waiting = iter(base.ranges(entry.size, base.BLOCK))
         self._block = memoryview(b"")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="places-ahead")
         self._next: Future[bytes] | None = None

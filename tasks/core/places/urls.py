@@ -23,7 +23,7 @@ _ALIASES = {
     "wasbs": "az",
 }
 _HOSTS = (("amazonaws.com", "s3"), ("googleapis.com", "gs"), ("core.windows.net", "az"))
-_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_BUCKET = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _QUERY = re.compile(r"\?[A-Za-z][\w.-]*=")
 _ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)", re.IGNORECASE)
 
@@ -128,7 +128,7 @@ def check_url(url: str) -> str:
         )
     if not bucket:
         raise ArgumentError(f"{scheme}:// names no bucket. Write {scheme}://bucket/path.")
-    if not _BUCKET.fullmatch(bucket):
+    if not _BUCKET.fullmatch(bucket.removeprefix("$") if scheme == "az" else bucket):
         raise ArgumentError(f"{bucket!r} cannot be the name of a bucket. Write {scheme}://bucket/path.")
     return Location(scheme, bucket, key.rstrip("/")).url
 

@@ -26,7 +26,7 @@ from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.schema import merge, to_arrow
 from prefect_cytotable.tasks.core.sources import csv_index
 from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Finding, Index, Keys, Request, Sample, Together
-from prefect_cytotable.tasks.core.sources.csv_header import Header, header_in, header_of
+from prefect_cytotable.tasks.core.sources.csv_header import FIRST_LOOK, Header, header_in, header_of
 from prefect_cytotable.tasks.core.sources.csv_values import MISSING, converted, missing_as_null, sampled_types
 from prefect_cytotable.tasks.core.sources.text import Text
 
@@ -55,8 +55,10 @@ class CsvReader:
         pieces: list[tuple[Header, bytes]] = []
         stored = held = 0
         for source in sources:
-            text, header = Text(self.places, source), self._header(source)
-            found = [piece for piece in _sample_pieces(text, header.start, limit // len(sources)) if piece]
+            text, share = Text(self.places, source), limit // len(sources)
+            head = text.head(max(share, FIRST_LOOK))
+            header = header_of(text, combined=bool(source.table), head=head)
+            found = [piece for piece in _sample_pieces(text, head, header.start, share) if piece]
             pieces += [(header, piece) for piece in found]
             size = sum(map(len, found))
             held += size
@@ -189,7 +191,7 @@ class CsvReader:
         if not rows:
             return Answer(pa.table({name: empty(to_arrow(type_)) for name, type_ in columns}))
         types = {fields[name]: type_ for name, type_ in columns}
-        keys = Keys(*(fields.get(name, "") for name in (request.keys.image_number, request.keys.object_number)))
+        keys = Keys(*(fields.get(one, one) if one else "" for one in (request.keys.image_number, request.keys.object_number)))
         try:
             table = _parse(rows, header, text.where, types)
         except _ConversionError:
@@ -220,24 +222,25 @@ class _ConversionError(ValueError):
     """Some value is not of the type that was planned."""
 
 
-def _sample_pieces(text: Text, start: int, limit: int) -> list[bytes]:
-    """Whole rows from the beginning, the middle and the end of a file; all of a small one."""
-    if text.packed or text.stored - start <= limit:
-        data = text.head(start + limit)[start:]
-        whole = _whole_rows(data)
-        while not whole and len(data) >= limit:
-            limit *= 4
-            data = text.head(start + limit)[start:]
-            whole = _whole_rows(data)
-        return [whole]
+def _sample_pieces(text: Text, head: bytes, start: int, limit: int) -> list[bytes]:
+    """Whole rows from the beginning, the middle and the end of a file; all of a small one.
+
+    Args:
+        text: The file.
+        head: What it begins with.
+        start: Where its first row begins.
+        limit: About how many bytes are wanted.
+    """
     size = text.stored
-    third = limit // 3
-    first = text.head(start + third)[start:]
-    while not csv_index.last_row_end(first) and start + third < size:
-        third *= 4
-        first = text.head(start + third)[start:]
+    in_parts = not text.packed and size - start > limit
+    first = head[start : start + limit // 3] if in_parts else head[start:]
+    wanted = len(head)
+    while not csv_index.last_row_end(first) and len(head) >= wanted:
+        wanted *= 4
+        head = text.head(wanted)
+        first = head[start:]
     pieces = [_whole_rows(first)]
-    for offset in (size // 2, size - limit // 3):
+    for offset in (size // 2, size - limit // 3) if in_parts else ():
         (piece,) = text.stretches([(offset, min(offset + limit // 3, size))])
         if b'"' not in piece:
             pieces.append(_whole_rows(piece[piece.find(b"\n") + 1 :]))

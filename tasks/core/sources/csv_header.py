@@ -53,18 +53,19 @@ class Header:
         return self.delimiter == "," and not self.groups
 
 
-def header_of(text: Text, combined: bool = False) -> Header:
+def header_of(text: Text, combined: bool = False, head: bytes | None = None) -> Header:
     """The header of a file.
 
     Args:
         text: The file.
         combined: Whether it has two header rows: compartments, and their columns.
+        head: What the file begins with, where that has been read: `FIRST_LOOK` bytes or more, or all of it.
 
     Raises:
         BadSourceError: There is none that can be read.
     """
-    data = text.head(FIRST_LOOK)
-    if len(data) == FIRST_LOOK and len(_row_ends(data, 2 if combined else 1)) < (2 if combined else 1):
+    data = text.head(FIRST_LOOK) if head is None else head
+    if len(data) >= FIRST_LOOK and len(_row_ends(data, 2 if combined else 1)) < (2 if combined else 1):
         data = text.head(HEADER_LIMIT)
     return header_in(text.where, data, combined)
 

@@ -17,6 +17,7 @@ from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import Span
 from prefect_cytotable.tasks.core.sources.base import ImageRows, Index
 from prefect_cytotable.tasks.core.sources.csv_header import Header
+from prefect_cytotable.tasks.core.sources.row_index import MISSING, Integers, Mask, by_image, runs, uniqueness
 from prefect_cytotable.tasks.core.sources.text import Text
 
 BLOCK_BYTES = 16 << 20
@@ -27,10 +28,8 @@ LONGEST_ROW = 64 << 20
 """Bytes after which a row without an end is taken for one whose quote is not closed."""
 
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
-_MISSING = int(np.iinfo(np.int64).min)
 _LARGEST = 2.0**53
 
-Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 
@@ -59,12 +58,12 @@ def index_of(text: Text, header: Header, image_field: int | None, object_field: 
     rows = scan(text, header, image_field, object_field)
     if image_field is None:
         return Index(tuple(_stretches(rows)), 0, None, "rows have no keys")
-    known = rows.images != _MISSING
+    known = rows.images != MISSING
     if header.groups and rows.objects is not None:  # rows that another compartment is longer by are none of this one
-        there = rows.objects != _MISSING
+        there = rows.objects != MISSING
         rows = Rows(rows.starts[there], rows.stops[there], rows.images[there], rows.objects[there])
         known = known[there]
-    unique, finding = _uniqueness(rows, known)
+    unique, finding = uniqueness(rows.images, rows.objects, known)
     return Index(tuple(_images(rows, known)), int((~known).sum()), unique, finding)
 
 
@@ -82,7 +81,7 @@ def scan(text: Text, header: Header, image_field: int | None, object_field: int 
         pieces.append((starts + offset, stops + offset, *keys))
     empty = np.empty(0, np.int64)
     columns = [np.concatenate(parts) for parts in zip(*pieces, strict=True)] if pieces else [empty] * 4
-    images = columns[2] if image_field is not None else np.full(len(columns[0]), _MISSING)
+    images = columns[2] if image_field is not None else np.full(len(columns[0]), MISSING)
     return Rows(columns[0], columns[1], images, columns[3] if object_field is not None else None)
 
 
@@ -175,45 +174,16 @@ def _number(text: bytes) -> int:
     try:
         value = float(text.strip().strip(b'"').strip())
     except ValueError:
-        return _MISSING
-    return int(value) if value.is_integer() and abs(value) < _LARGEST else _MISSING
+        return MISSING
+    return int(value) if value.is_integer() and abs(value) < _LARGEST else MISSING
 
 
-def _images(rows: Rows, known: NDArray[np.bool_]) -> Iterator[ImageRows]:
+def _images(rows: Rows, known: Mask) -> Iterator[ImageRows]:
     """The rows of each image; rows that lie together make one span, large ones several."""
-    order = np.flatnonzero(known)
-    order = order[np.argsort(rows.images[order], kind="stable")]
-    images = rows.images[order]
-    borders = np.flatnonzero(np.diff(images)) + 1
-    for places in np.split(order, borders) if len(order) else []:
-        yield ImageRows(int(rows.images[places[0]]), len(places), tuple(_spans(rows, places)))
+    for image, places in by_image(rows.images, known):
+        yield ImageRows(image, len(places), tuple(_spans(rows, places)))
 
 
 def _spans(rows: Rows, places: Integers) -> Iterator[Span]:
-    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
-    numbers = rows.objects
-    ordered = (
-        numbers is not None
-        and len(places) > SPLIT_ROWS
-        and bool((numbers[places] != _MISSING).all())
-        and bool((np.diff(numbers[places]) >= 0).all())
-    )
-    for run in runs:
-        for start in range(0, len(run), SPLIT_ROWS) if ordered else [0]:
-            piece = run[start : start + SPLIT_ROWS] if ordered else run
-            bounds = (int(numbers[piece[0]]), int(numbers[piece[-1]])) if ordered and numbers is not None else (0, 0)
-            yield Span(int(rows.starts[piece[0]]), int(rows.stops[piece[-1]]), *bounds)
-
-
-def _uniqueness(rows: Rows, known: NDArray[np.bool_]) -> tuple[bool | None, str]:
-    if rows.objects is None:
-        return None, "one row for each image"
-    known = known & (rows.objects != _MISSING)
-    images, objects = rows.images[known], rows.objects[known]
-    order = np.lexsort((objects, images))
-    images, objects = images[order], objects[order]
-    again = np.flatnonzero((np.diff(images) == 0) & (np.diff(objects) == 0))
-    if not len(again):
-        return True, "unique (counted)"
-    listed = "; ".join(f"image {images[place]}, object {objects[place]}" for place in again[:3])
-    return False, f"repeated: {listed}"
+    for run in runs(places, rows.objects, SPLIT_ROWS):
+        yield Span(int(rows.starts[run.first]), int(rows.stops[run.last]), run.first_object, run.last_object)

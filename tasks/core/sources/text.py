@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.errors import BadSourceError
+from prefect_cytotable.tasks.core.errors import BadSourceError, CytotableError
 from prefect_cytotable.tasks.core.model import Source
 from prefect_cytotable.tasks.core.places import Places, name_of
 from prefect_cytotable.tasks.core.places.cache import cache_folder, forget, obtain
@@ -81,6 +81,10 @@ class Text:
                 yield file
             except _DAMAGED as error:
                 raise self._damaged(error) from error
+            except OSError as error:
+                if not self.packed or error.errno is not None or isinstance(error, CytotableError):
+                    raise
+                raise self._damaged(error) from error  # Arrow's, which has no number as those of the system have
 
     def unpacked(self, data: bytes) -> bytes:
         """All bytes of the text, from all bytes of the file."""
