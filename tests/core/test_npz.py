@@ -316,6 +316,13 @@ def test_features_of_two_planned_types_in_any_order(path: Path) -> None:
     np.testing.assert_array_equal(features_in(table), features[:, [4, 0, 1, 5]])
 
 
+@pytest.mark.parametrize("numbers", [(2, 5, 4), (4, 3, 2), (6, 1), (3,), (1, 2, 3, 4, 5, 6)])
+def test_features_are_given_in_the_order_in_which_they_were_asked_for(path: Path, numbers: tuple[int, ...]) -> None:
+    features = table_of(5, 6)
+    table = read(written(path, features), tuple((f"efficientnet_{number}", FLOAT) for number in numbers))
+    np.testing.assert_array_equal(features_in(table), features[:, [number - 1 for number in numbers]])
+
+
 @pytest.mark.parametrize(
     ("dtype", "plan", "needed"), [("f8", FLOAT, DOUBLE), ("f4", INT, DOUBLE), ("i8", FLOAT, DOUBLE), ("?", FLOAT, TEXT)]
 )

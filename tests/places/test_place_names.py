@@ -44,7 +44,8 @@ def test_what_is_a_path(given: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("s4://bucket/x", "Did you mean 's3'?"),
+        ("s4://bucket/x", "Choose one of: az, gs, s3."),
+        ("gs3://bucket/x", "Did you mean 'gs'?"),
         ("gcs://bucket/x", "Did you mean 'gs'?"),
         ("s3a://bucket/x", "Did you mean 's3'?"),
         ("abfss://container@account.dfs.core.windows.net/x", "Did you mean 'az'?"),
@@ -119,7 +120,7 @@ def test_options_become_sorted_texts() -> None:
 )
 def test_secrets_are_refused_by_name(name: str) -> None:
     with pytest.raises(
-        ArgumentError, match="AWS_ACCESS_KEY_ID.*GOOGLE_APPLICATION_CREDENTIALS.*AZURE_STORAGE"
+        ArgumentError, match=r"AWS_ACCESS_KEY_ID.*GOOGLE_APPLICATION_CREDENTIALS.*AZURE_STORAGE"
     ) as caught:
         check_storage_options({name: SECRET})
     assert name in str(caught.value)

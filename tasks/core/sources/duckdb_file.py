@@ -125,6 +125,8 @@ def reading(path: Path, where: str) -> Iterator[duckdb.DuckDBPyConnection]:
 
     if not looks_like(path):
         raise BadSourceError(where, "it is no DuckDB database", "Export it again, or take it away.")
+    if "?" in str(path.absolute()):  # DuckDB takes what follows for options, and looks for another file
+        raise BadSourceError(where, "DuckDB cannot open a path that has a question mark", "Rename the file or folder.")
     with _turns, _errors(where):
         opened = duckdb.connect(str(path.absolute()), read_only=True, config=_SETTINGS)
         try:
