@@ -267,7 +267,7 @@ def _schema(
         if name in keys:
             type_ = ColumnType.INT64
         columns.append(Column(name, type_, namer(name), len(sources) - times))
-    _check_names(label, columns)
+    _check_names(f"{gathered.root}: {label}", columns)
     rows = max((one.row_bytes for one in samples), default=8 * len(columns))
     text = max((one.text_bytes for one in samples), default=8 * len(columns))
     held = max((one.held_bytes for one in samples), default=0)
@@ -291,12 +291,12 @@ def _differing(gathered: Gathered, sources: list[Source], headers: _Headers) -> 
     )
 
 
-def _check_names(label: str, columns: list[Column]) -> None:
+def _check_names(where: str, columns: list[Column]) -> None:
     outputs: dict[str, str] = {}
     for column in columns:
         if column.output in outputs:
             raise LayoutError(
-                f"The columns {outputs[column.output]!r} and {column.name!r} of {label} would both be called "
+                f"{where} has the columns {outputs[column.output]!r} and {column.name!r}, which would both be called "
                 f"{column.output!r}. Rename one of them, or change identifying_columns."
             )
         if column.output == TABLE_NUMBER:
@@ -383,6 +383,6 @@ def _check_connected(
         label = gathered.label(alone[0])
         example = f'relations={{"{label}.Parent_{gathered.label(base)}": "{gathered.label(base)}"}}'
         raise LayoutError(
-            f"Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* column of theirs in "
+            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* column of theirs in "
             f"{label}. Name the column ({example}), leave {label} out of compartments, or convert with join=False."
         )

@@ -75,7 +75,7 @@ def _joined_columns(inspected: Inspected, options: Options, with_table_number: b
                 taken[column.name] = column
             elif not column.name.startswith("Metadata_"):
                 raise LayoutError(
-                    f"{before.column!r} of {inspected.gathered.label(before.compartment)} and {column.column!r} of "
+                    f"{inspected.gathered.root}: {before.column!r} of {inspected.gathered.label(before.compartment)} and {column.column!r} of "
                     f"{schema.label} would both be called {column.name!r}. Leave one of the two out of compartments, "
                     f"or choose image_columns without it."
                 )

@@ -155,8 +155,8 @@ def make_options(
 
 def _place(value: str | Path) -> str:
     """A local path, or a URL of object storage."""
-    text = str(value)
-    return check_url(text) if "://" in text else str(Path(text).expanduser())
+    text = check_url(str(value))
+    return text if is_remote(text) else str(Path(text).expanduser())
 
 
 def _choice(name: str, value: object, choices: Sequence[str]) -> str:
@@ -214,7 +214,7 @@ def _workers(wanted: int | None) -> int:
 
 def _formats(source_datatype: str | None, preset: Preset) -> tuple[Format, ...]:
     if source_datatype is None:
-        return (preset.format,) if preset.name else tuple(Format)
+        return (preset.format,) if preset.name else (Format.CSV, Format.SQLITE)
     return (Format(_choice("source_datatype", source_datatype.lower().lstrip("."), list(Format))),)
 
 

@@ -720,12 +720,18 @@ def test_a_header_of_the_second_version_is_read(path: Path) -> None:
     np.testing.assert_array_equal(features_in(read(source)), features)
 
 
+def directory_entry(content: bytes | bytearray, name: str) -> int:
+    """Where an archive's directory tells of a member."""
+    at = content.find(b"PK\x01\x02")
+    while content[at + 46 : at + 46 + len(name)] != name.encode():
+        at = content.find(b"PK\x01\x02", at + 1)
+    return at
+
+
 def with_sizes(content: bytes, name: str, packed: int | None, whole: int) -> bytes:
     """An archive whose directory gives a member other sizes."""
     changed = bytearray(content)
-    at = changed.find(b"PK\x01\x02")
-    while changed[at + 46 : at + 46 + len(name)] != name.encode():
-        at = changed.find(b"PK\x01\x02", at + 1)
+    at = directory_entry(changed, name)
     if packed is not None:
         struct.pack_into("<I", changed, at + 20, packed)
     struct.pack_into("<I", changed, at + 24, whole)
@@ -776,20 +782,19 @@ def refused_reading(source: Source) -> BadSourceError:
 
 
 def test_a_member_that_ends_early_is_noticed(path: Path) -> None:
-    """Its directory and its header agree on 50 cells, and its stream ends after two."""
-    header = npy_header((50, 40))
+    """Its directory and its header agree on 50 cells; its stream ends after two, with the right checksum of these."""
+    header, name = npy_header((50, 40)), b"features.npy"
+    short = header + table_of(2, 40).tobytes()
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    stream = packed.compress(header + table_of(2, 40).tobytes()) + packed.flush()
+    stream = packed.compress(short) + packed.flush()
     written(path, table_of(50, 40))
-    rezipped(path, lambda members: members.update({"features.npy": header + stream}), zipfile.ZIP_STORED)
+    rezipped(path, lambda members: members.update({"features.npy": stream}), zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
-    at = content.find(b"PK\x01\x02")
-    while content[at + 46 : at + 58] != b"features.npy":
-        at = content.find(b"PK\x01\x02", at + 1)
-    offset = struct.unpack_from("<I", content, at + 42)[0]
-    begin = offset + 30 + len("features.npy")
-    content[begin : begin + len(stream)] = stream
-    for place, value in ((at + 10, 8), (offset + 8, 8)):
-        struct.pack_into("<H", content, place, value)
-    path.write_bytes(with_sizes(bytes(content), "features.npy", len(stream), len(header) + 50 * 40 * 4))
-    assert "damaged or cut off" in str(refused_reading(source_of(path)))
+    entry = directory_entry(content, "features.npy")
+    local = struct.unpack_from("<I", content, entry + 42)[0]
+    assert content[local + 30 : local + 30 + len(name)] == name
+    for place in (entry + 10, local + 8):
+        struct.pack_into("<H", content, place, zipfile.ZIP_DEFLATED)
+    struct.pack_into("<I", content, entry + 16, zlib.crc32(short))
+    path.write_bytes(with_sizes(bytes(content), "features.npy", None, len(header) + 50 * 40 * 4))
+    assert "features.npy ends 7,680 bytes too early" in str(refused_reading(source_of(path)))

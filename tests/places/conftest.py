@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from faulty import Faulty
 from place_servers import SCHEMES, Bucket, Server, running
 
 from prefect_cytotable.tasks.core.places import Places, check_storage_options
+
+CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_")
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 def server(servers: Servers, scheme: str, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A server of the scheme, and an environment in which its clients find their credentials."""
     found = servers(scheme)
+    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
+        monkeypatch.delenv(name)
     for name, value in found.environment.items():
         monkeypatch.setenv(name, value)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import itertools
 import os
 import shutil
@@ -12,8 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SCHEMES = ("s3", "gs", "az")
 MANY = "many"
-MANY_OBJECTS = 4_200
+MANY_OBJECTS = 3_200
 PATIENCE = 90.0
 
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -62,7 +61,7 @@ def running(scheme: str, folder: Path) -> Iterator[Server]:
     """A server of a scheme, ended with the block; the test is skipped where its program is absent."""
     port = free_port()
     command = _command(scheme, port)
-    environment = _environment(scheme, port)
+    environment = {**_environment(scheme, port), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     log = folder / f"{scheme}-server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -144,13 +143,15 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while time.monotonic() < until:
         if process.poll() is not None:
             break
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10).close()
+            connection.request("GET", "/")
+            connection.getresponse().read()
             return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
+        finally:
+            connection.close()
     pytest.fail(f"the server does not answer: {log.read_text(errors='replace')[-2000:]}")
 
 

@@ -141,11 +141,12 @@ def test_what_a_killed_process_left_is_swept_and_what_another_fetches_is_not(
     bucket: Bucket, places: Places, folder: Path
 ) -> None:
     folder.mkdir()
-    dead, alive, mine = "d" * 32, "a" * 32, folder / "mine.txt"
+    dead, alive, mine = "d" * 32, "a" * 32, {"mine.txt", "mine.part", "mine.lock", "aa-x.part"}
     for digest in (dead, alive):
         (folder / f"{digest}-x.sqlite.part").write_text("half")
         (folder / f"{digest}.lock").touch()
-    mine.write_text("x")
+    for name in mine:
+        (folder / name).write_text("x")
     with (folder / f"{alive}.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         bucket.put("a.sqlite", DATA)
@@ -153,12 +154,12 @@ def test_what_a_killed_process_left_is_swept_and_what_another_fetches_is_not(
         copy = places.local(entry.path, entry.size, entry.mark)
         assert {path.name for path in folder.iterdir()} == {
             copy.name,
-            mine.name,
+            *mine,
             f"{alive}-x.sqlite.part",
             f"{alive}.lock",
         }
     cache.prepare(folder)
-    assert {path.name for path in folder.iterdir()} == {copy.name, mine.name}
+    assert {path.name for path in folder.iterdir()} == {copy.name, *mine}
 
 
 def test_a_copy_that_does_not_fit_the_disk_is_refused_before_a_byte_comes(

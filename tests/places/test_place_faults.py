@@ -79,6 +79,7 @@ def test_a_read_goes_on_where_its_connection_broke(bucket: Bucket, through: Plac
     assert through.read(bucket.url("a")) == data
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])  # Azure's library fetches the whole block again, of 8 MiB at most
 def test_what_came_before_a_reset_is_not_fetched_again(
     bucket: Bucket, through: Places, proxy: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +89,7 @@ def test_what_came_before_a_reset_is_not_fetched_again(
     proxy.add(Fault("cut", path="/a", after=24 * BLOCK))
     with through.open(bucket.url("a")) as stream:
         assert stream.read() == data
-    assert proxy.sent < 2 * len(data), "all of it was sent twice"
+    assert proxy.sent < len(data) + BLOCK, "some of it was sent twice"
 
 
 @pytest.mark.parametrize("kind", ["reset", "cut", "hang-up"])
@@ -209,6 +210,24 @@ def test_the_lost_answer_to_the_last_request_is_no_other_run(
     assert entry.size == len(data)
     assert bucket.get("a") == data
     assert bucket.open_uploads() == 0
+    with pytest.raises(DestinationExistsError):
+        through.upload(tmp_path / "a", bucket.url("a"), overwrite=False)
+
+
+@pytest.mark.parametrize("scheme", ["s3"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_service_without_conditions_is_asked_without(
+    bucket: Bucket, through: Places, proxy: Faulty, tmp_path: Path, parts: bool
+) -> None:
+    """Some that speak like S3 answer "not implemented" to a condition."""
+    data = pattern(3 * BLOCK if parts else 5)
+    (tmp_path / "a").write_bytes(data)
+    answer = {"status": 501, "body": b"<Error><Code>NotImplemented</Code></Error>"}
+    method, path = ("POST", "uploadId=") if parts else ("PUT", "/a$")
+    proxy.add(Fault("status", method=method, path=path, **answer))  # type: ignore[arg-type]
+    through.upload(tmp_path / "a", bucket.url("a"), overwrite=False)
+    assert bucket.get("a") == data
+    assert proxy.count(method, path) == 2
     with pytest.raises(DestinationExistsError):
         through.upload(tmp_path / "a", bucket.url("a"), overwrite=False)
 

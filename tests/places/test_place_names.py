@@ -45,7 +45,7 @@ def test_what_is_a_path(given: str, expected: str) -> None:
     ("url", "says"),
     [
         ("s4://bucket/x", "Choose one of: az, gs, s3."),
-        ("gs3://bucket/x", "Did you mean 'gs'?"),
+        ("gs3://bucket/x", "Did you mean 's3'?"),
         ("gcs://bucket/x", "Did you mean 'gs'?"),
         ("s3a://bucket/x", "Did you mean 's3'?"),
         ("abfss://container@account.dfs.core.windows.net/x", "Did you mean 'az'?"),

@@ -13,7 +13,7 @@ from prefect_cytotable.tasks.core.errors import (
     SourceChangedError,
     SourceNotFoundError,
 )
-from prefect_cytotable.tasks.core.places import Entry, Places, base
+from prefect_cytotable.tasks.core.places import Entry, PlaceError, Places, base, clients, remote
 
 BLOCK = 256 << 10
 """Blocks of the tests: what is for objects of gigabytes happens to some of a megabyte."""
@@ -158,14 +158,28 @@ def test_the_service_itself_refuses_to_replace(
     bucket: Bucket, places: Places, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run writes after this one looked: only a condition of the request itself keeps its output."""
-    from prefect_cytotable.tasks.core.places.remote import Remote
-
     (tmp_path / "new").write_bytes(pattern(size))
-    monkeypatch.setattr(Remote, "entry", lambda self, path: bucket.put("a", b"theirs"))
+    monkeypatch.setattr(remote.Remote, "entry", lambda self, path: bucket.put("a", b"theirs"))
     with pytest.raises(DestinationExistsError, match="overwrite=True"):
         places.upload(tmp_path / "new", bucket.url("a"), overwrite=False)
     assert bucket.get("a") == b"theirs"
     assert bucket.open_uploads() == 0
+
+
+def test_what_another_put_in_its_place_is_not_taken_for_ours(
+    bucket: Bucket, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = clients.service(bucket.scheme, places.storage)
+    real = type(service).put
+
+    def put(self: object, at: object, *rest: object) -> None:
+        real(self, at, *rest)
+        bucket.put("a", b"theirs")
+
+    monkeypatch.setattr(type(service), "put", put)
+    with pytest.raises(PlaceError, match="replaced or removed by somebody else"):
+        places.write(bucket.url("a"), b"ours!!")
+    assert bucket.get("a") == b"theirs"
 
 
 def test_small_objects_are_written_replaced_and_removed(bucket: Bucket, places: Places) -> None:

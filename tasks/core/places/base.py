@@ -24,6 +24,7 @@ from prefect_cytotable.tasks.core.places.errors import (
     PlaceBusyError,
     PlaceDeniedError,
     PlaceError,
+    UnsupportedError,
 )
 from prefect_cytotable.tasks.core.places.urls import Location
 
@@ -38,7 +39,7 @@ SDK_ATTEMPTS = 2
 """Requests that a client library sends for one call before it gives up: a moment's trouble ends there."""
 
 PATIENCE_SECONDS = 30.0
-"""How long calls are repeated after a client library gave up, from the first failure on; progress starts it anew."""
+"""How long after its begin, or the last progress, a call is repeated when a client library gave up."""
 
 POOL = 32
 """Connections that a client keeps open: more than twice the 16 threads that may share it."""
@@ -206,16 +207,14 @@ class Patience:
 
     def renew(self) -> None:
         """Begin anew: there was progress."""
-        self._until = 0.0
+        self._until = time.monotonic() + PATIENCE_SECONDS
         self._wait = 0.5
 
     def wait(self) -> bool:
         """Wait a moment, longer each time; False where there is no patience left."""
-        now = time.monotonic()
-        self._until = self._until or now + PATIENCE_SECONDS
         pause = self._wait * random.uniform(0.5, 1)
         self._wait = min(self._wait * 2, 8.0)
-        if now + pause > self._until:
+        if time.monotonic() + pause > self._until:
             return False
         time.sleep(pause)
         return True
@@ -380,4 +379,6 @@ def problem(refusal: Refusal, at: Location, writing: bool, credentials: str) -> 
         if writing:
             return taken(where)
         return SourceChangedError(f"{where} changed while it was being read. Run again when it is complete.")
+    if status == 501:
+        return UnsupportedError(f"{where}: the storage service cannot do what was asked ({refusal.text}).")
     return PlaceError(f"{where}: the storage service refused a request ({refusal.text}).")

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,12 +30,13 @@ except ImportError:  # pragma: no cover - Windows has no fcntl
 
 PARTIAL = ".part"
 LOCK = ".lock"
-SPACE_LOCK = f"space{LOCK}"
+SPACE_LOCK = f"prefect-cytotable-space{LOCK}"
 
 RESERVE = 64 << 20
 """Bytes that a copy leaves free on the disk."""
 
 _DIGITS = 32
+_OURS = re.compile(rf"[0-9a-f]{{{_DIGITS}}}(-.*{PARTIAL}|{LOCK})", re.DOTALL)
 _LONGEST_NAME = 180
 
 
@@ -86,15 +88,16 @@ def prepare(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the partial copies that nobody works on any more."""
-    for path in folder.iterdir():
-        if path.name.endswith(PARTIAL):
-            with _lock(_lock_path(path), wait=False) as held:
-                if held:
-                    path.unlink(missing_ok=True)
-        elif path.name.endswith(LOCK) and path.name != SPACE_LOCK:
-            with _lock(path, wait=False):
-                pass
+    """Remove the partial copies and locks that nobody works with any more; other files stay."""
+    for path in _under_way(folder):
+        with _lock(_lock_path(path), wait=False) as held:
+            if held and path.name.endswith(PARTIAL):
+                path.unlink(missing_ok=True)
+
+
+def _under_way(folder: Path) -> list[Path]:
+    """What runs put here while they fetch: partial copies and locks."""
+    return [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
 
 
 def obtain(folder: Path, name: str, size: int, url: str, fill: Callable[[Path], None]) -> Path:
@@ -142,7 +145,7 @@ def _is_whole(copy: Path, size: int) -> bool:
 def _reserve(folder: Path, partial: Path, size: int, url: str) -> None:
     """Give the partial copy its length, after a look at the room that it and the others under way still need."""
     with _lock(folder / SPACE_LOCK, wait=True):
-        wanted = size + sum(_missing(path) for path in folder.glob(f"*{PARTIAL}")) + RESERVE
+        wanted = size + sum(_missing(path) for path in _under_way(folder)) + RESERVE
         free = _free(folder)
         if wanted > free:
             raise _no_space(folder, wanted, free, url)

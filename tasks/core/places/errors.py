@@ -9,6 +9,10 @@ class PlaceError(CytotableError, OSError):
     """A storage service refused a request, or did something else than was asked."""
 
 
+class UnsupportedError(PlaceError):
+    """A storage service does not know a kind of request."""
+
+
 class PlaceBusyError(CytotableError, ConnectionError):
     """A storage service throttles, breaks connections or does not answer; the same request may succeed later."""
 

@@ -174,7 +174,7 @@ def _client(options: Mapping[str, str], cache: Path) -> Any:
         credentials, found = _default_credentials()
         project = project or found
     client = Client(
-        project=project or "none",
+        project=project,
         credentials=credentials,
         client_options={"api_endpoint": endpoint.rstrip("/")} if endpoint else None,
     )

@@ -37,7 +37,7 @@ from urllib3.exceptions import HTTPError
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.places import base
 from prefect_cytotable.tasks.core.places.base import TOKEN, Entry, Head, Payload, Refusal, Sink, bare, quoted
-from prefect_cytotable.tasks.core.places.errors import DamagedTransferError, PlaceError
+from prefect_cytotable.tasks.core.places.errors import DamagedTransferError, PlaceError, UnsupportedError
 from prefect_cytotable.tasks.core.places.options import TRUE
 from prefect_cytotable.tasks.core.places.urls import Location
 
@@ -87,6 +87,7 @@ _BUSY = {
     "Throttling",
     "ThrottlingException",
 }
+_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -156,25 +157,36 @@ class S3:
 
     def put(self, at: Location, payload: Payload, overwrite: bool, token: str) -> None:
         """Make an object: in one request, or in parts that are made an object by the last one."""
-        condition = {} if overwrite else {"IfNoneMatch": "*"}
         if payload.size > base.BLOCK:
-            self._put_parts(at, payload, condition, token)
+            self._put_parts(at, payload, overwrite, token)
             return
         data = payload.read(0, payload.size)
-        answer = base.patiently(
-            lambda: self._try(
-                at,
-                lambda: self._client.put_object(
-                    Bucket=at.bucket, Key=at.key, Body=data, Metadata={TOKEN: token}, **condition, **self._checksums
-                ),
-                writing=True,
+
+        def send(condition: Mapping[str, str]) -> Any:
+            return self._client.put_object(
+                Bucket=at.bucket, Key=at.key, Body=data, Metadata={TOKEN: token}, **condition, **self._checksums
             )
-        )
+
+        answer = self._make(at, send, overwrite)
         if not _as_sent(answer, at, data):
             self.delete(at)
             raise PlaceError(f"{at.url}: the service's checksum is not that of what was sent; it was removed again.")
 
-    def _put_parts(self, at: Location, payload: Payload, condition: Mapping[str, str], token: str) -> None:
+    def _make(self, at: Location, send: Callable[[Mapping[str, str]], T], overwrite: bool) -> T:
+        """Send the request that makes an object, on the condition that there is none unless it may be replaced.
+
+        Some services that speak like S3 know no such condition; there the look that came before has to do.
+        """
+        if not overwrite:
+            condition = {"IfNoneMatch": "*"}
+            try:
+                return base.patiently(lambda: self._try(at, lambda: send(condition), writing=True))
+            except UnsupportedError:
+                if self.head(at) is not None:
+                    raise base.taken(at.url) from None
+        return base.patiently(lambda: self._try(at, lambda: send({}), writing=True))
+
+    def _put_parts(self, at: Location, payload: Payload, overwrite: bool, token: str) -> None:
         made = base.patiently(
             lambda: self._try(
                 at,
@@ -189,15 +201,13 @@ class S3:
             step = max(base.BLOCK, -(-payload.size // MAX_PARTS))
             numbered = list(enumerate(base.ranges(payload.size, step), 1))
             parts = base.in_parallel(lambda one: self._part(at, payload, upload, *one), numbered, base.THREADS)
-            base.patiently(
-                lambda: self._try(
-                    at,
-                    lambda: self._client.complete_multipart_upload(
-                        Bucket=at.bucket, Key=at.key, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
-                    ),
-                    writing=True,
+
+            def complete(condition: Mapping[str, str]) -> None:
+                self._client.complete_multipart_upload(
+                    Bucket=at.bucket, Key=at.key, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
                 )
-            )
+
+            self._make(at, complete, overwrite)
         except BaseException as error:
             self._abort(at, upload, error)
             raise
@@ -269,6 +279,8 @@ def _problem(error: Exception, at: Location, writing: bool) -> CytotableError:
         return DamagedTransferError(f"{at.url}: what came does not have the object's checksum. Run again.")
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", name))[:80]
+        if code in _ELSEWHERE:
+            return PlaceError(f"{at.url} lies in another region ({code}). Name it with storage_options region.")
         refusal = Refusal(_status(error) or None, code, code in _DENIED, code in _BUSY)
     else:
         refusal = Refusal(None, name, isinstance(error, _NO_CREDENTIALS), isinstance(error, _LOST))

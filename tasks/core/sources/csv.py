@@ -27,13 +27,22 @@ from prefect_cytotable.tasks.core.schema import merge, to_arrow
 from prefect_cytotable.tasks.core.sources import csv_index
 from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Finding, Index, Keys, Request, Sample, Together
 from prefect_cytotable.tasks.core.sources.csv_header import FIRST_LOOK, Header, header_in, header_of
-from prefect_cytotable.tasks.core.sources.csv_values import MISSING, converted, missing_as_null, sampled_types
+from prefect_cytotable.tasks.core.sources.csv_values import (
+    MISSING,
+    converted,
+    is_missing,
+    missing_as_null,
+    sampled_types,
+)
 from prefect_cytotable.tasks.core.sources.text import Text
 
 BLOCK_BYTES = 8 << 20
 """Text that the parser holds in its own form at a time; a longer row gets a block of its own."""
 
 _QUOTE = re.compile(b'"')
+_LETTERS = re.compile(b"x"), re.compile(b"X")
+_HEXADECIMAL = re.compile(rb'0[xX](?<=[,;|\s"]..)')
+"""What Arrow takes for the beginning of a whole number, and Python's ``float`` does not, behind another field."""
 
 
 @dataclass(frozen=True)
@@ -197,16 +206,18 @@ class CsvReader:
         except _ConversionError:
             texts = dict.fromkeys(types, ColumnType.STRING)
             parsed = _parse(rows, header, text.where, texts)
+            if header.groups and keys.object_number in types:
+                parsed = parsed.filter(pc.invert(is_missing(parsed.column(keys.object_number))))
             answer = converted(parsed, types, keys, header.decimal)
         else:
+            if header.groups and keys.object_number in types:  # rows that another compartment is longer by
+                table = table.filter(pc.is_valid(table.column(keys.object_number)))
             answer = Answer(missing_as_null(table, types))
         names = {field: name for name, field in fields.items()}
         widened = tuple((names[field], type_) for field, type_ in answer.widened)
         if widened:
             return Answer(pa.table({}), widened)
         table = answer.table.rename_columns([name for name, _ in columns])
-        if header.groups and request.keys.object_number in table.column_names:
-            table = table.filter(pc.is_valid(table.column(request.keys.object_number)))  # shorter than its neighbours
         findings = [Finding(names[one.column], one.finding, one.count) for one in answer.findings]
         if header.delimiter != ",":
             findings.append(Finding("", f"file(s) whose fields are separated by {header.delimiter!r}", 1))
@@ -264,6 +275,29 @@ def _joined(spans: tuple[Span, ...]) -> list[tuple[int, int]]:
 
 def _parse(data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None) -> pa.Table:
     """Rows as an Arrow table: of the fields in `types`, or of all with inferred types where that is None."""
+    table = _arrow_table(data, header, where, types)
+    whole = [name for name, type_ in zip(table.column_names, table.schema.types, strict=True) if type_ == pa.int64()]
+    if whole and _has_hexadecimal(data):
+        if types is not None:
+            raise _ConversionError("a number in hexadecimal digits")
+        texts = _arrow_table(data, header, where, dict.fromkeys(whole, ColumnType.STRING))
+        for name in whole:
+            if pc.any(pc.match_substring_regex(texts.column(name), r"^\s*0[xX]")).as_py():
+                table = table.set_column(table.column_names.index(name), name, texts.column(name))
+    return table
+
+
+def _has_hexadecimal(data: bytes | memoryview) -> bool:
+    """Whether a field may begin as a number in hexadecimal digits does; quick where no text has an x."""
+    if not any(letter.search(data) for letter in _LETTERS):
+        return False
+    return bytes(data[:2]).lower() == b"0x" or _HEXADECIMAL.search(data) is not None
+
+
+def _arrow_table(
+    data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None
+) -> pa.Table:
+    """What Arrow's parser makes of the rows; see `_parse`."""
     convert = arrow_csv.ConvertOptions(
         column_types={name: to_arrow(type_) for name, type_ in (types or {}).items()},
         include_columns=list(types) if types else None,

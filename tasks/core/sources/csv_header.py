@@ -81,7 +81,7 @@ def header_in(where: str, data: bytes, combined: bool = False) -> Header:
         cause = "its header is cut off: it has no line break, or a quote in it is not closed"
         raise BadSourceError(where, cause, "Export the file again.")
     lines = [_decoded(where, data[start:stop]) for start, stop in zip((0, *ends), ends, strict=False)]
-    delimiter = max(DELIMITERS, key=lambda one: len(_split(where, lines[-1], one)))
+    delimiter = max(DELIMITERS, key=lambda one: _width(lines[-1], one))
     names = _split(where, lines[-1], delimiter)
     groups: tuple[str, ...] = ()
     if combined:
@@ -127,6 +127,14 @@ def _decoded(where: str, line: bytes) -> str:
     if "\0" in decoded:
         raise BadSourceError(where, "its header holds zero bytes, so it is no UTF-8 text", "Save it as UTF-8.")
     return decoded
+
+
+def _width(line: str, delimiter: str) -> int:
+    """How many fields a line has if they are separated so; none where it cannot be parsed so."""
+    try:
+        return len(_split("", line, delimiter))
+    except BadSourceError:
+        return 0
 
 
 def _split(where: str, line: str, delimiter: str) -> tuple[str, ...]:

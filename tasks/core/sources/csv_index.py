@@ -7,6 +7,7 @@ fields. Fields in quotes may hold delimiters and line breaks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import Span
 from prefect_cytotable.tasks.core.sources.base import ImageRows, Index
 from prefect_cytotable.tasks.core.sources.csv_header import Header
+from prefect_cytotable.tasks.core.sources.csv_values import MISSING as ABSENT
+from prefect_cytotable.tasks.core.sources.csv_values import NAN, NUMBER
 from prefect_cytotable.tasks.core.sources.row_index import MISSING, Integers, Mask, by_image, runs, uniqueness
 from prefect_cytotable.tasks.core.sources.text import Text
 
@@ -29,6 +32,12 @@ LONGEST_ROW = 64 << 20
 
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _LARGEST = 2.0**53
+_ABSENT = MISSING + 1
+"""Stands for an empty field, until it is decided what that means."""
+
+_IS_NUMBER = re.compile(NUMBER.encode())
+_IS_NAN = re.compile(NAN.encode())
+_NOTHING = {one.encode() for one in ABSENT}
 
 Bytes = NDArray[np.uint8]
 
@@ -59,10 +68,6 @@ def index_of(text: Text, header: Header, image_field: int | None, object_field: 
     if image_field is None:
         return Index(tuple(_stretches(rows)), 0, None, "rows have no keys")
     known = rows.images != MISSING
-    if header.groups and rows.objects is not None:  # rows that another compartment is longer by are none of this one
-        there = rows.objects != MISSING
-        rows = Rows(rows.starts[there], rows.stops[there], rows.images[there], rows.objects[there])
-        known = known[there]
     unique, finding = uniqueness(rows.images, rows.objects, known)
     return Index(tuple(_images(rows, known)), int((~known).sum()), unique, finding)
 
@@ -81,6 +86,10 @@ def scan(text: Text, header: Header, image_field: int | None, object_field: int 
         pieces.append((starts + offset, stops + offset, *keys))
     empty = np.empty(0, np.int64)
     columns = [np.concatenate(parts) for parts in zip(*pieces, strict=True)] if pieces else [empty] * 4
+    if header.groups and object_field is not None:  # rows that another compartment is longer by are none of this one
+        columns = [one[columns[-1] != _ABSENT] for one in columns]
+    for numbers in columns[2:]:
+        numbers[numbers == _ABSENT] = MISSING
     images = columns[2] if image_field is not None else np.full(len(columns[0]), MISSING)
     return Rows(columns[0], columns[1], images, columns[3] if object_field is not None else None)
 
@@ -171,11 +180,17 @@ def _numbers(block: Bytes, begins: Integers, ends: Integers) -> Integers:
 
 
 def _number(text: bytes) -> int:
-    try:
-        value = float(text.strip().strip(b'"').strip())
-    except ValueError:
+    """What a field numbers, by the rules of `csv_values.converted`."""
+    text = text.strip().strip(b'"').strip()
+    if text in _NOTHING or _IS_NAN.match(text):
+        return _ABSENT
+    if not _IS_NUMBER.match(text):
         return MISSING
-    return int(value) if value.is_integer() and abs(value) < _LARGEST else MISSING
+    if text.lstrip(b"+-").isdigit() and not text.startswith(b"+"):
+        value = int(text) if len(text) <= 20 else 0
+        return value if _ABSENT < value < -MISSING else MISSING
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < _LARGEST else MISSING
 
 
 def _images(rows: Rows, known: Mask) -> Iterator[ImageRows]:

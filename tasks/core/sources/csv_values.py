@@ -15,8 +15,10 @@ from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Keys
 MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "#N/A", "null", "NULL", "None"]
 """What stands for a missing number; all of it becomes null."""
 
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|[iI][nN][fF]([iI][nN][iI][tT][yY])?)\s*$"
-_NAN = r"^[+-]?[nN][aA][nN]$"
+NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|[iI][nN][fF]([iI][nN][iI][tT][yY])?)\s*$"
+"""What stands for a number, spaces around it included; hexadecimal digits do not."""
+
+NAN = r"^[+-]?[nN][aA][nN]$"
 
 
 def missing_as_null(table: pa.Table, types: dict[str, ColumnType]) -> pa.Table:
@@ -70,14 +72,16 @@ def sampled_types(table: pa.Table, measures: bool) -> dict[str, ColumnType | Non
         if measures and _measures(name) and pa.types.is_string(column.type):
             array = column.combine_chunks()
             _, type_, lost = _as(array, ColumnType.INT64, numeric=True, key=False)
-            present = pc.sum(pc.invert(_is_missing(pc.utf8_trim_whitespace(array)))).as_py() or 0
+            present = pc.sum(pc.invert(is_missing(array))).as_py() or 0
             if 2 * lost < present:
                 types[name] = type_
     return types
 
 
-def _is_missing(trimmed: pa.Array) -> pa.Array:
-    return pc.or_(pc.is_in(trimmed, pa.array(MISSING)), pc.match_substring_regex(trimmed, _NAN))
+def is_missing(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whether a text stands for a missing number, spaces around it aside."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return pc.or_(pc.is_in(trimmed, pa.array(MISSING)), pc.match_substring_regex(trimmed, NAN))
 
 
 def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[pa.Array, ColumnType, int]:
@@ -91,8 +95,8 @@ def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[p
         if pc.all(known).as_py():
             return pc.if_else(pc.equal(lower, ""), None, pc.equal(lower, "true")), type_, 0
         return texts, ColumnType.STRING, 0
-    absent = _is_missing(trimmed)
-    number = pc.match_substring_regex(trimmed, _NUMBER)
+    absent = is_missing(trimmed)
+    number = pc.match_substring_regex(trimmed, NUMBER)
     lost = pc.sum(pc.and_(pc.invert(absent), pc.invert(number))).as_py() or 0
     if lost and not numeric:
         return texts, ColumnType.STRING, 0
@@ -102,7 +106,20 @@ def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[p
             return pc.cast(values, pa.int64()), type_, lost
         except pa.ArrowInvalid:
             if key:
-                whole = whole_numbers(pc.cast(values, pa.float64()))
+                whole = _whole(values)
                 return whole, type_, lost + whole.null_count - values.null_count
             type_ = ColumnType.DOUBLE
     return pc.cast(values, pa.float64()), type_, lost
+
+
+def _whole(numbers: pa.Array) -> pa.Array:
+    """Texts of numbers as int64; digits alone exactly, anything else as the whole number that a double is."""
+    for digits in (r"^-?\d+$", r"^-?\d{1,18}$"):  # the second where one is beyond int64
+        plain = pc.match_substring_regex(numbers, digits)
+        try:
+            exact = pc.cast(pc.if_else(plain, numbers, missing(pa.string())), pa.int64())
+        except pa.ArrowInvalid:
+            continue
+        break
+    others = pc.cast(pc.if_else(plain, missing(pa.string()), numbers), pa.float64())
+    return pc.coalesce(exact, whole_numbers(others))

@@ -12,11 +12,9 @@ from prefect_cytotable.tasks.core.sources import sqlite_file
 from prefect_cytotable.tasks.core.sources.base import DatabaseReader, NumberedReader, Reader
 from prefect_cytotable.tasks.core.sources.csv import CsvReader
 from prefect_cytotable.tasks.core.sources.csv_header import groups_of
-
-# TMP from prefect_cytotable.tasks.core.sources.duckdb import DuckdbReader
+from prefect_cytotable.tasks.core.sources.duckdb import DuckdbReader
 from prefect_cytotable.tasks.core.sources.npz import NpzReader
-
-# TMP from prefect_cytotable.tasks.core.sources.parquet import ParquetReader
+from prefect_cytotable.tasks.core.sources.parquet import ParquetReader
 from prefect_cytotable.tasks.core.sources.sqlite import SqliteReader
 from prefect_cytotable.tasks.core.sources.text import PACKED, Text
 
@@ -24,8 +22,8 @@ READERS: dict[Format, Callable[[Places], Reader]] = {
     Format.CSV: CsvReader,
     Format.SQLITE: SqliteReader,
     Format.NPZ: NpzReader,
-    # TMP Format.PARQUET: ParquetReader,
-    # TMP Format.DUCKDB: DuckdbReader,
+    Format.PARQUET: ParquetReader,
+    Format.DUCKDB: DuckdbReader,
 }
 
 SUFFIXES: dict[Format, tuple[str, ...]] = {
