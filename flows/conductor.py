@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from prefect import get_run_logger
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
@@ -23,7 +24,7 @@ from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, 
 from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
-from prefect_cytotable.tasks.caching import ChunkJob, result_storage
+from prefect_cytotable.tasks.caching import ChunkJob, results_of
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
@@ -174,12 +175,15 @@ class PrefectCaller:
         A kept result counts only while its parts are whole: any other chunk is converted again.
         """
         store = store_of(plan.options)
-        kept = stages.convert_chunk.with_options(result_storage=result_storage(store))
-        again = kept.with_options(refresh_cache=True)
+        if (results := results_of(store)) is not None:
+            kept = stages.convert_chunk.with_options(result_storage=results)
+            again = kept.with_options(refresh_cache=True)
+        else:
+            kept = again = stages.convert_chunk.with_options(persist_result=False, cache_policy=NO_CACHE)
         waiting: deque[tuple[Chunk, PrefectFuture[dict[str, Any]]]] = deque()
         for chunk in chunks:
             job = ChunkJob(place, chunk.number, chunk.key, chunk.name)
-            done = store.load(chunk.key) is not None
+            done = results is not None and store.load(chunk.key) is not None
             waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
             if len(waiting) >= WINDOW * max(plan.workers, 1):
                 yield _result(*waiting.popleft())

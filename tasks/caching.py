@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
-from prefect.filesystems import WritableFileSystem
 
-from prefect_cytotable.tasks.core.places import Places
-from prefect_cytotable.tasks.core.store import RemoteStore, Store
+from prefect_cytotable.tasks.core.store import LocalStore, Store
 from prefect_cytotable.tasks.core.work import PlanPlace
 
 
@@ -29,34 +26,13 @@ class ChunkJob:
     name: str
 
 
-class ObjectStorage(WritableFileSystem):
-    """Keeps the results of chunk tasks in object storage, where the parts lie."""
+def results_of(store: Store) -> Path | None:
+    """Where Prefect keeps the results of chunk tasks: beside the parts.
 
-    _block_type_name = "prefect-cytotable object storage"
-
-    folder: str
-    storage: tuple[tuple[str, str], ...] = ()
-
-    async def read_path(self, path: str) -> bytes:
-        """The bytes of a result."""
-        try:
-            return await to_thread(Places(self.storage).read, self._url(path))
-        except FileNotFoundError as error:
-            raise ValueError(f"{path}: there is no such result") from error  # what Prefect takes for a miss
-
-    async def write_path(self, path: str, content: bytes) -> None:
-        """Keep the bytes of a result."""
-        await to_thread(Places(self.storage).write, self._url(path), content)
-
-    def _url(self, path: str) -> str:
-        return f"{self.folder}/{path.rpartition('/')[2]}"
-
-
-def result_storage(store: Store) -> Path | ObjectStorage:
-    """Where Prefect keeps the results of chunk tasks: beside the parts."""
-    if isinstance(store, RemoteStore):
-        return ObjectStorage(folder=f"{store.folder}/results", storage=store.places.storage)
-    return Path(store.folder) / "results"
+    None for parts in object storage, since Prefect wants such a place to be registered with the server. A chunk that is
+    done is then found in the store by its task, which ends at once.
+    """
+    return Path(store.folder) / "results" if isinstance(store, LocalStore) else None
 
 
 @dataclass

@@ -249,4 +249,5 @@ def _split(dataset: Dataset, preset: Preset, places: Places, found: Grouped) -> 
     for number in every:
         only = Only(preset.table_number, number)
         sources = tuple(replace(source, only=only) for source in dataset.sources)
-        yield Dataset(f"{dataset.name}, {preset.table_number} {number}", sources, number)
+        which = f"without {preset.table_number}" if number is None else f"{preset.table_number} {number}"
+        yield Dataset(f"{dataset.name}, {which}", sources, number)

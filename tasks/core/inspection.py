@@ -262,9 +262,9 @@ def _schema(
     namer = _kept if options.preset.keep_names else Namer(label, frozenset(options.preset.identifying))
     columns = []
     for name, times in counts.items():
-        default = ColumnType.STRING if image else ColumnType.DOUBLE
+        default = ColumnType.STRING if image or not keys[0] else ColumnType.DOUBLE
         type_ = schemas.widest(sampled.get(name), wider.get(name)) or default
-        if name in keys:
+        if name and name in keys:
             type_ = ColumnType.INT64
         columns.append(Column(name, type_, namer(name), len(sources) - times))
     _check_names(f"{gathered.root}: {label}", columns)

@@ -420,6 +420,16 @@ def test_a_scalar_that_holds_an_object_is_refused() -> None:
         unpickled(pickled)
 
 
+@pytest.mark.parametrize("size", [0, 7, 9, 16])
+def test_a_scalar_of_other_bytes_than_its_type_needs_is_refused(size: int) -> None:
+    pickled = pickle.dumps(np.float64(1.5), 3)
+    right = b"C\x08" + struct.pack("<d", 1.5)
+    assert unpickled(pickled) == 1.5
+    assert pickled.count(right) == 1
+    with pytest.raises(PickleRefused, match="other bytes than it needs"):
+        unpickled(pickled.replace(right, b"C" + bytes([size]) + bytes(size)))
+
+
 @pytest.mark.parametrize("shape", [(2**40,), (2**60,), (-1,), (10**300,), (4,) * 100, (True,)], ids=str)
 def test_the_shape_of_an_array_is_checked_before_it_is_made(shape: tuple[int, ...]) -> None:
     tracemalloc.start()

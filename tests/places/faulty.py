@@ -23,7 +23,7 @@ class Fault:
     Attributes:
         kind: "status" (answered here), "hang-up" (closed before an answer), "lost" (the server does it, the answer is
             lost), "reset" (in the middle of the answer's body), "cut" (the body ends early, the connection closes in
-            order), "swallow" (in the middle of the request's body).
+            order), "corrupt" (a byte of the answer is another), "swallow" (in the middle of the request's body).
         times: How many requests; the ones after that pass.
         skip: How many pass before.
         after: Bytes of the body that pass.
@@ -222,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if fault is not None and fault.kind == "corrupt" and data:
+            data = data[: fault.after] + bytes([data[fault.after] ^ 1]) + data[fault.after + 1 :]
         if fault is not None and fault.kind in ("reset", "cut"):
             self._send(data[: fault.after])
             self.wfile.flush()

@@ -78,7 +78,8 @@ class Verdict:
         return [(name, key, source) for name, tables in self.world.items() for key, source in tables.items()]
 
     def _doubtful(self) -> bool:
-        return not self.world or any(source.said is None for *_, source in self._sources())
+        unread = any(not tables for tables in self.world.values())
+        return not self.world or unread or any(source.said is None for *_, source in self._sources())
 
     def _lacking(self) -> bool:
         return any(not self._has_keys(key, source.said) for _, key, source in self._sources())

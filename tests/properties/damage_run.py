@@ -6,7 +6,6 @@ examples are the same each time; with it they are drawn anew, and those that fai
 
 from __future__ import annotations
 
-import faulthandler
 import inspect
 import os
 import shutil
@@ -32,9 +31,6 @@ from prefect_cytotable.tasks.core.request import make_options
 
 TIMES = os.environ.get("CYTOTABLE_EXAMPLES")
 """How many times the usual number of examples."""
-
-HANG_SECONDS = 600.0
-"""After which an example that takes a few hundredths of a second has surely hung: the stacks are shown, and it ends."""
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(convert).parameters.items()}
 
@@ -114,7 +110,6 @@ def judged(
     """
     (place / "example.txt").write_text(f"{example!r}\n", encoding="utf-8", errors="backslashreplace")
     root, out = place / "plate", place / "out" / "cells.parquet"
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
     try:
         put(files, root)
         world = world_of(files, root)
@@ -128,7 +123,8 @@ def judged(
             verdict.error(outcome, str(root), example.strict)
             _check_left_over(out)
         else:
-            table = pq.read_table(out)
+            with pq.ParquetFile(out) as file:
+                table = file.read(use_threads=False)
             assert [one.rows for one in outcome.files] == [table.num_rows]
             assert list(out.parent.iterdir()) == [out], sorted(out.parent.rglob("*"))
             verdict.table(outcome, table)
@@ -136,7 +132,6 @@ def judged(
             _run_again(root, out, arguments, outcome)
         assert taken(root) == {name: data for name, data in files.items()}, "a source was changed"
     finally:
-        faulthandler.cancel_dump_traceback_later()
         for folder in (root, out.parent):
             if folder.exists():
                 shutil.rmtree(folder)

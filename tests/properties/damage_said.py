@@ -248,13 +248,20 @@ def sqlite_said(path: Path) -> Tables | None:
                 one.decode("utf-8", "surrogateescape")
                 for (one,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
             ]
-            sound = connection.execute("PRAGMA integrity_check").fetchall() == [(b"ok",)]
+            sound = _is_sound(connection)
             for name in names:
                 said, legible = _table_said(connection, name)
                 found[name] = (said if sound else None), legible
-    except (sqlite3.Error, UnicodeDecodeError, MemoryError):
-        return found or None
+    except (sqlite3.Error, MemoryError):
+        return None
     return found
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    try:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [(b"ok",)]
+    except sqlite3.Error:
+        return False
 
 
 def _escaped(path: Path) -> str:
@@ -303,7 +310,7 @@ def database_world(
             if names:
                 said, legible = tables[min(names, key=lambda one: wanted.index(one.lower()))]
                 found[key] = Source(path, said, legible)
-        world |= split_by_number(path, found)
+        world |= split_by_number(path, found) if found else {path: {}}
     return world
 
 

@@ -92,7 +92,7 @@ def check_options_fit(options: StorageOptions, paths: Iterable[str]) -> None:
     """
     schemes = sorted({split(path).scheme for path in paths if is_remote(path)})
     for name, _value in options:
-        if not set(schemes) & set(_USES[name]):
+        if name != LOCAL_CACHE_DIR and not set(schemes) & set(_USES[name]):  # local files are unpacked there, too
             places = " and ".join(f"{one}://" for one in schemes) if schemes else "local paths alone"
             uses = ", ".join(f"{one}://" for one in _USES[name])
             raise ArgumentError(f"storage_options has {name}, which is for {uses}; this run uses {places}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class KeyRows:
         images: Image number, `MISSING` where there is none; None where rows belong to no numbered image.
         objects: Object number likewise; None for an image table.
         datasets: Position of the row's dataset among `names`; None where all are of one.
-        names: The datasets, in the order in which they are first met.
+        names: The datasets.
     """
 
     rows: int
@@ -94,6 +95,16 @@ def key_rows(pieces: Iterable[Arrays], keys: Keys, number_column: str) -> KeyRow
         np.concatenate([nothing.astype(np.int32), *datasets]) if number_column else None,
         tuple(names),
     )
+
+
+def ordered(names: Sequence[str | None]) -> tuple[str | None, ...]:
+    """The names of datasets: nothing first, then numbers by their size, then texts."""
+
+    def place(name: str | None) -> tuple[bool, bool, int, str]:
+        number = int(name) if name is not None and re.fullmatch("[0-9]{1,18}", name) else None
+        return name is not None, number is None, number or 0, name or ""
+
+    return tuple(sorted(names, key=place))
 
 
 def indexes(rows: KeyRows, sources: Sequence[Source], located: bool) -> list[Index]:

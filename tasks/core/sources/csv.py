@@ -75,29 +75,31 @@ class CsvReader:
         columns = header.columns(source.table)
         if not pieces:
             return Sample(dict.fromkeys(columns), 8 * len(columns), 8 * len(columns), 8 * len(columns))
-        tables = self._sampled(pieces, sources)
+        sampled = self._sampled(pieces, sources)
+        tables = [table for _, table in sampled]
         none: dict[str, ColumnType | None] = dict.fromkeys(columns)
-        typed = reduce(merge, (sampled_types(table, measures) for table in tables), dict.fromkeys(header.fields))
+        found_types = (sampled_types(table, measures, one.decimal) for one, table in sampled)
+        typed = reduce(merge, found_types, dict.fromkeys(header.fields))
         types = none | {name: typed[field] for name, field in columns.items()}
         rows = max(sum(table.num_rows for table in tables), 1)
         width = sum(table.nbytes for table in tables) // rows + 1
         return Sample(types, width, stored // rows + 1, held // rows + 1)
 
-    def _sampled(self, pieces: list[tuple[Header, bytes]], sources: Sequence[Source]) -> list[pa.Table]:
+    def _sampled(self, pieces: list[tuple[Header, bytes]], sources: Sequence[Source]) -> list[tuple[Header, pa.Table]]:
         where = sources[0].path
         written = {(header.delimiter, header.decimal) for header, _ in pieces}
         header = pieces[0][0]
         try:
             if len(written) == 1:
-                return [_parse(b"".join(piece for _, piece in pieces), header, where, None)]
-            return [_parse(piece, one, where, None) for one, piece in pieces]
+                return [(header, _parse(b"".join(piece for _, piece in pieces), header, where, None))]
+            return [(one, _parse(piece, one, where, None)) for one, piece in pieces]
         except BadSourceError:
             if len(sources) > 1:
                 raise
-        tables = [_parse(pieces[0][1], header, where, None)]
+        tables = [(header, _parse(pieces[0][1], header, where, None))]
         for _, piece in pieces[1:]:
             with contextlib.suppress(BadSourceError):  # it may begin inside a long text; reading will tell
-                tables.append(_parse(piece, header, where, None))
+                tables.append((header, _parse(piece, header, where, None)))
         return tables
 
     def index(self, sources: Sequence[Source], keys: Keys, objects: bool) -> list[Index]:
@@ -200,7 +202,8 @@ class CsvReader:
         if not rows:
             return Answer(pa.table({name: empty(to_arrow(type_)) for name, type_ in columns}))
         types = {fields[name]: type_ for name, type_ in columns}
-        keys = Keys(*(fields.get(one, one) if one else "" for one in (request.keys.image_number, request.keys.object_number)))
+        named = (request.keys.image_number, request.keys.object_number)
+        keys = Keys(*(fields.get(name, name) if name else "" for name in named))
         try:
             table = _parse(rows, header, text.where, types)
         except _ConversionError:

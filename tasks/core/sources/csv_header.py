@@ -67,7 +67,10 @@ def header_of(text: Text, combined: bool = False, head: bytes | None = None) -> 
     data = text.head(FIRST_LOOK) if head is None else head
     if len(data) >= FIRST_LOOK and len(_row_ends(data, 2 if combined else 1)) < (2 if combined else 1):
         data = text.head(HEADER_LIMIT)
-    return header_in(text.where, data, combined)
+    header = header_in(text.where, data, combined)
+    if header.delimiter != "," and FIRST_LOOK <= len(data) < header.start + FIRST_LOOK:
+        header = header_in(text.where, text.head(header.start + FIRST_LOOK), combined)  # rows tell the decimal sign
+    return header
 
 
 def header_in(where: str, data: bytes, combined: bool = False) -> Header:
@@ -95,7 +98,7 @@ def header_in(where: str, data: bytes, combined: bool = False) -> Header:
         raise BadSourceError(
             where, f"its header names {repeated[0]!r} more than once", "Give each column a name of its own."
         )
-    decimal = _decimal(data[ends[-1] : FIRST_LOOK], delimiter)
+    decimal = _decimal(data[ends[-1] : ends[-1] + FIRST_LOOK], delimiter)
     return Header(names, ends[-1], delimiter, decimal, groups)
 
 

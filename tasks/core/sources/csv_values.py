@@ -45,11 +45,11 @@ def converted(table: pa.Table, types: dict[str, ColumnType], keys: Keys, decimal
     """
     arrays, widened, findings = [], [], []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        key = name in (keys.image_number, keys.object_number)
+        key = bool(name) and name in (keys.image_number, keys.object_number)
         numeric = key or (bool(keys.object_number) and _measures(name))
         texts = column.combine_chunks()
-        if decimal != "." and types[name] is not ColumnType.STRING:
-            texts = pc.replace_substring(texts, decimal, ".")
+        if types[name] is not ColumnType.STRING:
+            texts = _with_point(texts, decimal)
         array, wider, lost = _as(texts, types[name], numeric, key)
         arrays.append(array)
         if wider is not types[name]:
@@ -59,18 +59,22 @@ def converted(table: pa.Table, types: dict[str, ColumnType], keys: Keys, decimal
     return Answer(pa.table(arrays, names=table.column_names), tuple(widened), tuple(findings))
 
 
+def _with_point(texts: pa.Array, decimal: str) -> pa.Array:
+    return texts if decimal == "." else pc.replace_substring(texts, decimal, ".")
+
+
 def _measures(name: str) -> bool:
     """Whether a column of an object table holds a measure; metadata name something, and a name may be text."""
     return "Metadata" not in name
 
 
-def sampled_types(table: pa.Table, measures: bool) -> dict[str, ColumnType | None]:
+def sampled_types(table: pa.Table, measures: bool, decimal: str = ".") -> dict[str, ColumnType | None]:
     """Types of a sample's columns. A measure is a number unless most of its values are none."""
     types = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         types[name] = from_arrow(column.type)
         if measures and _measures(name) and pa.types.is_string(column.type):
-            array = column.combine_chunks()
+            array = _with_point(column.combine_chunks(), decimal)
             _, type_, lost = _as(array, ColumnType.INT64, numeric=True, key=False)
             present = pc.sum(pc.invert(is_missing(array))).as_py() or 0
             if 2 * lost < present:

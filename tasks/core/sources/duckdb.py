@@ -70,7 +70,7 @@ class DuckdbReader:
             if table_number not in table.columns or image_number not in table.columns:
                 return ()
             pieces = duckdb_rows.pieces(opened, table, [table_number], source.where)
-            return columnar_rows.key_rows(pieces, Keys("", ""), table_number).names
+            return columnar_rows.ordered(columnar_rows.key_rows(pieces, Keys("", ""), table_number).names)
 
     def index(self, sources: Sequence[Source], keys: Keys, objects: bool) -> list[Index]:
         """Rows by image, from the key columns alone; DuckDB finds them by number, and unkeyed ones by `rowid`."""

@@ -32,14 +32,13 @@ AT_ONCE = 4
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "threads": "1",
     "memory_limit": MEMORY_LIMIT,
-    "max_temp_directory_size": "0B",
-    "enable_external_access": "false",
+    "temp_directory": "",
     "python_enable_replacements": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
-    "lock_configuration": "true",
 }
+_opening = threading.Lock()
 _turns = threading.BoundedSemaphore(AT_ONCE)
 
 _PLAIN = {
@@ -121,18 +120,35 @@ def reading(path: Path, where: str) -> Iterator[duckdb.DuckDBPyConnection]:
         BadSourceError: The file is no database of a version that is known, is damaged, or reads something else.
         SourceBusyError: Another program has it open to write.
     """
-    import duckdb  # a run over other formats need not wait for it
-
     if not looks_like(path):
         raise BadSourceError(where, "it is no DuckDB database", "Export it again, or take it away.")
-    if "?" in str(path.absolute()):  # DuckDB takes what follows for options, and looks for another file
-        raise BadSourceError(where, "DuckDB cannot open a path that has a question mark", "Rename the file or folder.")
     with _turns, _errors(where):
-        opened = duckdb.connect(str(path.absolute()), read_only=True, config=_SETTINGS)
+        opened = _connected(path)
         try:
             yield opened
         finally:
             opened.close()
+
+
+def _connected(path: Path) -> duckdb.DuckDBPyConnection:
+    """A connection whose settings are locked. Nothing that the file holds is run before they are.
+
+    To have no folder for temporary files, lest there is one beside the source, cannot be asked for together with no
+    access to files; so that is switched off by whoever opens the file first.
+    """
+    import duckdb  # see above
+
+    with _opening:
+        opened = duckdb.connect(str(path.absolute()), read_only=True, config=_SETTINGS)
+        try:
+            ((locked,),) = opened.execute("SELECT current_setting('lock_configuration')").fetchall()
+            if not locked:
+                opened.execute("SET enable_external_access = false")
+                opened.execute("SET lock_configuration = true")
+        except BaseException:
+            opened.close()
+            raise
+    return opened
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ class ParquetReader:
             if table_number not in known or image_number not in known:
                 return ()
             arrays = (piece for _, piece in pieces(opened, [table_number]))
-            return columnar_rows.key_rows(arrays, Keys("", ""), table_number).names
+            return columnar_rows.ordered(columnar_rows.key_rows(arrays, Keys("", ""), table_number).names)
 
     def index(self, sources: Sequence[Source], keys: Keys, objects: bool) -> list[Index]:
         """Rows by image, with the positions where they lie, from the key columns alone."""

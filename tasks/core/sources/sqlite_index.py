@@ -111,6 +111,11 @@ def image_of(value: object) -> int | None:
     return None
 
 
+def is_key(column: str) -> str:
+    """SQL for whether a value numbers an image or an object; the same as `image_of`."""
+    return f"typeof({column}) IN ('integer', 'real') AND {column} = CAST({column} AS INTEGER)"
+
+
 def _scattered(rows: list[tuple[object, ...]]) -> bool:
     """Whether the ranges hold many rows of others, so that reading by them would read rows again and again."""
     held = sum(int(last) - int(first) + 1 for *_, first, last in rows)  # type: ignore[call-overload]
@@ -172,7 +177,8 @@ def _uniqueness(connection: sqlite3.Connection, table: str, number: str, keys: K
     listed = ", ".join(map(quoted, names))
     query = (
         f"SELECT {quoted(keys.image_number)}, {quoted(keys.object_number)}, count(*) FROM {quoted(table)} "
-        f"WHERE {quoted(keys.object_number)} IS NOT NULL GROUP BY {listed} HAVING count(*) > 1 LIMIT 3"
+        f"WHERE {is_key(quoted(keys.image_number))} AND {is_key(quoted(keys.object_number))} "
+        f"GROUP BY {listed} HAVING count(*) > 1 LIMIT 3"
     )
     repeated = connection.execute(query).fetchall()
     if not repeated:

@@ -23,7 +23,7 @@ from prefect_cytotable.tasks.core.schema import to_arrow
 from prefect_cytotable.tasks.core.sources import sqlite_file
 from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Keys, Request, Together
 from prefect_cytotable.tasks.core.sources.sqlite_file import affinity, errors, quoted, reading, uri
-from prefect_cytotable.tasks.core.sources.sqlite_index import image_of
+from prefect_cytotable.tasks.core.sources.sqlite_index import image_of, is_key
 
 BATCH_ROWS = 4096
 ORDER = "wanted order"
@@ -326,8 +326,7 @@ def _storage_classes(query: Query, columns: list[tuple[str, ColumnType]]) -> lis
 
 def _key(column: str) -> str:
     """SQL for a column that numbers images or objects."""
-    number = f"typeof({column}) IN ('integer', 'real') AND {_is_whole(column)}"
-    return f"CASE WHEN {number} THEN CAST({column} AS INTEGER) END"
+    return f"CASE WHEN {is_key(column)} THEN CAST({column} AS INTEGER) END"
 
 
 def _number(column: str, type_: ColumnType) -> str:

@@ -393,7 +393,7 @@ def test_a_table_in_no_order_has_one_span_for_each_image(file: Path, monkeypatch
 )
 def test_datasets_inside_one_file(file: Path, array: pa.Array, rows: list[str | None]) -> None:
     whole = written(file, plate([1, 2, 1, 1], TableNumber=array), row_group_size=1)
-    assert READER.numbers(whole, "TableNumber", "ImageNumber") == tuple(dict.fromkeys(rows))
+    assert READER.numbers(whole, "TableNumber", "ImageNumber") == tuple(sorted(set(rows), key=order))
     assert READER.numbers(whole, "Other", "ImageNumber") == ()
     assert READER.numbers(whole, "TableNumber", "Other") == ()
     expected = {name: [place for place, one in enumerate(rows, start=1) if one == name] for name in dict.fromkeys(rows)}
@@ -411,6 +411,12 @@ def test_datasets_inside_one_file(file: Path, array: pa.Array, rows: list[str | 
         assert here.column("ObjectNumber").to_pylist() == objects
     assert READER.count(source_of(file, Only("TableNumber", "none such"))) == 0
     assert READER.index([source_of(file, Only("TableNumber", "none such"))], OBJECTS, True)[0].rows == 0
+
+
+def order(name: str | None) -> tuple[bool, bool, int, str]:
+    """Nothing first, whole numbers by their size, then texts."""
+    number = name is not None and name.isdigit()
+    return name is not None, not number, int(name or 0) if number else 0, name or ""
 
 
 def test_equal_keys_of_two_datasets_are_no_repetition(file: Path) -> None:
