@@ -100,7 +100,16 @@ def compartment_of(name: str, preset: Preset) -> tuple[str, str] | None:
 
 
 def _readings(name: str, preset: Preset) -> Iterator[tuple[str, str, str]]:
-    """(beginning, key, spelling) for each way to read a name as a compartment, with something before it or not."""
+    """(beginning, key, spelling) of a name that is a compartment's, with something before it or not.
+
+    As little as can be is before it: Per_Cells is the table Per_Cells, and not Cells with Per_ before it.
+    """
+    found = list(_all_readings(name, preset))
+    least = min((len(before) for before, _, _ in found), default=0)
+    yield from (one for one in found if len(one[0]) == least)
+
+
+def _all_readings(name: str, preset: Preset) -> Iterator[tuple[str, str, str]]:
     lower = name.lower()
     keys = [(key, preset.metadata[0]) for key in preset.metadata[-1:]] + [(key, key) for key in preset.compartments]
     for pattern in preset.table_names:
@@ -231,8 +240,13 @@ def _split(dataset: Dataset, preset: Preset, places: Places, found: Grouped) -> 
             continue
         try:
             numbers[source.compartment] = reader.numbers(source, preset.table_number, preset.image_number)
-        except BadSourceError:
-            continue  # its header tells the same when it is read, and there it is reported
+        except BadSourceError as error:
+            skipped = Skipped(dataset.name, source.compartment, source.where, error.cause, reader.count(source))
+            found.skipped.append(skipped)
+    bad = {one.where for one in found.skipped}
+    dataset = replace(dataset, sources=tuple(one for one in dataset.sources if one.where not in bad))
+    if not dataset.sources:
+        return
     images_first = sorted(numbers, key=lambda key: key not in preset.metadata)
     every = list(dict.fromkeys(number for key in images_first for number in numbers[key]))
     if not every:

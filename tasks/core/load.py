@@ -136,9 +136,8 @@ def _read_all(
             tables.append(together.table)
             continue
         for position, request in requests:
-            answer = _read(reader, request, plan.datasets[chunk.slices[position].dataset].name, findings)
+            answer = _read(reader, request, plan, chunk.slices[position], findings)
             if answer is not None:
-                _check_count(request, chunk.slices[position], answer.table.num_rows)
                 datasets.append(np.full(answer.table.num_rows, position, np.int32))
                 tables.append(answer.table)
     return np.concatenate(datasets) if datasets else np.empty(0, np.int32), tables
@@ -163,8 +162,9 @@ def _together(
     if together.widened:
         findings.widened += [(compartment, column, type_) for column, type_ in together.widened]
         return Together(pa.table({}), np.empty(0, np.int32), ())
-    for (position, request), rows in zip(requests, together.counts, strict=True):
-        _check_count(request, chunk.slices[position], rows)
+    counted = zip(requests, together.counts, strict=True)
+    if not all(_as_counted(request, chunk.slices[position], rows) for (position, request), rows in counted):
+        return None
     _note(compartment, together.findings, findings)
     return together
 
@@ -261,9 +261,9 @@ def _overlapping(spans: tuple[Span, ...], objects: tuple[int, int] | None) -> tu
     return inside or spans[:1]
 
 
-def _read(reader: Reader, request: Request, dataset: str, findings: Findings) -> Answer | None:
+def _read(reader: Reader, request: Request, plan: Plan, slice_: Slice, findings: Findings) -> Answer | None:
     """The reader's answer; None where the source is bad or a column too narrow, which `findings` then tell."""
-    source = request.source
+    source, dataset = request.source, plan.datasets[slice_.dataset].name
     try:
         answer = reader.read(request)
     except FileNotFoundError as error:
@@ -275,15 +275,20 @@ def _read(reader: Reader, request: Request, dataset: str, findings: Findings) ->
     if answer.widened:
         findings.widened += [(source.compartment, column, type_) for column, type_ in answer.widened]
         return None
+    if not _as_counted(request, slice_, answer.table.num_rows):
+        if not is_unchanged(source):
+            raise _changed(source)
+        cause = "what tells where its rows lie and the rows themselves do not agree, so it is damaged"
+        findings.bad.append(Skipped(dataset, source.compartment, source.where, cause, reader.count(source)))
+        return None
     return answer
 
 
-def _check_count(request: Request, slice_: Slice, rows: int) -> None:
-    """Raise where a source has other rows than its index counted: it was changed in between."""
+def _as_counted(request: Request, slice_: Slice, rows: int) -> bool:
+    """Whether a source has the rows that its index counted: else it was changed in between, or is damaged."""
     region = slice_.region(request.source.compartment)
     exact = region is not None and region.rows is not None and request.objects in (None, slice_.objects)
-    if exact and region is not None and rows != region.rows:
-        raise _changed(request.source)
+    return not exact or region is None or rows == region.rows
 
 
 def _uniform(table: pa.Table, columns: tuple[tuple[str, ColumnType], ...]) -> dict[str, pa.ChunkedArray]:

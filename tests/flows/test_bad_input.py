@@ -290,7 +290,7 @@ def test_another_delimiter_is_found_and_reported(
     other.write_text(other.read_text().replace(",", delimiter))
     result = converted(sites, out, add_tablenumber=False, on_bad_source="error", progress=ear)
     assert without(result).equals(without(whole))
-    note = f"note: {table.lower()}: 1 file(s) whose fields are separated by {delimiter!r}"
+    note = f"note: {table.lower()}: {rows_of(other)} row(s) whose fields are separated by {delimiter!r}"
     assert [line for line in ear.said if "separated" in line] == [note]
 
 

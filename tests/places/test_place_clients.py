@@ -30,7 +30,7 @@ except MissingExtraError as error:
 """
 
 FORKED = """
-import os, sys, threading
+import os, signal, sys, threading
 from prefect_cytotable.tasks.core.places import Places, clients
 places = Places(eval(sys.argv[1]))
 assert places.read(sys.argv[2]) == b"content"
@@ -45,6 +45,7 @@ thread.start()
 held.wait()
 child = os.fork()
 if child == 0:
+    signal.alarm(60)  # a child that waits for a lock of its parent's threads waits for ever
     ok = clients.service(sys.argv[3], places.storage) is not mine and places.read(sys.argv[2]) == b"content"
     os._exit(0 if ok else 1)
 go_on.set()

@@ -25,6 +25,9 @@ Row = tuple[Raw, ...]
 MISSING = {"", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "#N/A", "null", "NULL", "None"}
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?", re.IGNORECASE | re.ASCII)
 NAN = re.compile(r"[+-]?nan", re.IGNORECASE)
+NAME_LIMIT = 200
+"""The longest text that tells datasets apart."""
+
 FIELD_LIMIT = 131_072
 """The longest name of a column that the library's header reader takes."""
 
@@ -163,7 +166,8 @@ def key_of(value: Raw) -> int | None:
     """A value that numbers something."""
     number = number_of(value)
     if isinstance(number, float):
-        number = int(number) if math.isfinite(number) and number.is_integer() and abs(number) < 2**53 else None
+        largest = 2**53 if isinstance(value, str) else 2**63
+        number = int(number) if math.isfinite(number) and number.is_integer() and abs(number) < largest else None
     return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
@@ -315,20 +319,37 @@ def database_world(
 
 
 def split_by_number(name: str, tables: dict[str, Source]) -> World:
-    """The rows of a dataset for each TableNumber, where its tables tell one."""
+    """The rows of a dataset for each TableNumber, where its tables tell one, and all of them beyond doubt."""
+    tables = {key: _doubted(source) for key, source in tables.items()}
     numbers: dict[str | None, None] = {}
     for source in tables.values():
         said = source.said
         if said and "TableNumber" in said.header and "ImageNumber" in said.header:
             numbers |= dict.fromkeys(dataset_of(row[said.header.index("TableNumber")]) for row in said.rows)
-    if len(numbers) < 2:
+    if len(numbers) < 2 or any(source.said is None for source in tables.values()):
         return {name: tables} if tables else {}
     world: World = {}
     for number in numbers:
-        world[f"{name}, TableNumber {number}"] = {
+        which = "without TableNumber" if number is None else f"TableNumber {number}"
+        world[f"{name}, {which}"] = {
             key: Source(source.where, _only(source.said, number)) for key, source in tables.items()
         }
     return world
+
+
+def _doubted(source: Source) -> Source:
+    """The table, doubtful where a TableNumber in it is none."""
+    said = source.said
+    if said is None or "TableNumber" not in said.header or "ImageNumber" not in said.header:
+        return source
+    numbers = [row[said.header.index("TableNumber")] for row in said.rows]
+    return source if all(map(_tells_datasets_apart, numbers)) else Source(source.where, None, said.rows)
+
+
+def _tells_datasets_apart(value: Raw) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value) and value.is_integer() and abs(value) < 2**63
+    return not isinstance(value, bytes) and not (isinstance(value, str) and len(value) > NAME_LIMIT)
 
 
 def _only(said: Said | None, number: str | None) -> Said | None:

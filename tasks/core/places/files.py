@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -42,12 +43,29 @@ def walk(root: Path) -> Iterator[Entry]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda one: one.name):
+                if _leads_nowhere(entry):
+                    continue
                 if entry.is_dir():
                     if not entry.name.endswith(WORK_SUFFIX):
                         waiting.append(folder / entry.name)
                 elif entry.is_file() and not entry.name.startswith(APPLE_DOUBLE):
                     with contextlib.suppress(FileNotFoundError):
                         yield _entry(str(folder / entry.name), entry.stat())
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a symlink to itself, to what is not there, or to links that end so."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True
+    return False
 
 
 def is_data(names: list[str]) -> bool:

@@ -220,13 +220,13 @@ class CsvReader:
         widened = tuple((names[field], type_) for field, type_ in answer.widened)
         if widened:
             return Answer(pa.table({}), widened)
-        table = answer.table.rename_columns([name for name, _ in columns])
+        table = _within(answer.table.rename_columns([name for name, _ in columns]), request)
         findings = [Finding(names[one.column], one.finding, one.count) for one in answer.findings]
         if header.delimiter != ",":
-            findings.append(Finding("", f"file(s) whose fields are separated by {header.delimiter!r}", 1))
+            findings.append(Finding("", f"row(s) whose fields are separated by {header.delimiter!r}", table.num_rows))
         if header.decimal != ".":
-            findings.append(Finding("", "file(s) whose numbers have a comma before the decimals", 1))
-        return Answer(_within(table, request), findings=tuple(findings))
+            findings.append(Finding("", "row(s) whose numbers have a comma before the decimals", table.num_rows))
+        return Answer(table, findings=tuple(findings))
 
     def _header(self, source: Source) -> Header:
         return header_of(Text(self.places, source), combined=bool(source.table))

@@ -132,7 +132,7 @@ def _read(
 
 
 def _groups(table: Described, names: list[str]) -> Iterator[list[str]]:
-    step = GROUP if table.rowid else len(names)
+    step = GROUP if table.rowid else max(len(names), 1)
     return (names[start : start + step] for start in range(0, len(names), step))
 
 

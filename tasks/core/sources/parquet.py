@@ -47,8 +47,7 @@ class ParquetReader:
 
     def _sample(self, source: Source, limit: int, measures: bool) -> Sample:
         with self._opened(source) as opened:
-            known = opened.kinds
-            known |= dict.fromkeys(parquet_rows.beyond_int64(opened), ColumnType.DOUBLE)
+            known = opened.kinds | dict.fromkeys(parquet_rows.beyond_int64(opened), ColumnType.DOUBLE)
             widths = parquet_rows.widths(opened)
             texts = [name for name, kind in known.items() if kind is ColumnType.STRING]
             rows = max(min(limit // (sum(widths[name] for name in texts) or 1), SAMPLE_ROWS), 1)

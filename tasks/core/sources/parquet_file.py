@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,15 @@ class Opened:
         """All rows."""
         return int(self.file.metadata.num_rows)
 
-    @property
+    @cached_property
     def kinds(self) -> Kinds:
         """What each column holds."""
         return kinds_of(self.file.schema_arrow, self.where)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The position of each column."""
+        return {name: place for place, name in enumerate(self.file.schema_arrow.names)}
 
     def let_go(self) -> None:
         """Forget the pages that were read; else the process grows by the size of the file. They are read anew."""
@@ -114,7 +120,7 @@ def _of_group(
     file, where = opened.file, opened.where
     end = start + file.metadata.row_group(group).num_rows
     last = end if rows is None else int(rows[-1]) + 1
-    batches = file.iter_batches(_batch_rows(file, group, columns), [group], list(columns), use_threads=False)
+    batches = file.iter_batches(_batch_rows(opened, group, columns), [group], list(columns), use_threads=False)
     for batch in batches:
         stop = start + batch.num_rows
         here = (
@@ -149,40 +155,29 @@ def _taken(array: pa.Array, rows: Integers) -> pa.Array:
     return array.take(from_numpy(rows))
 
 
-def column_groups(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The columns in groups whose decoders fit `DECODER_BYTES` together."""
-    sizes = _held(file)
+def column_groups(opened: Opened, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The columns in groups whose decoders fit `DECODER_BYTES` together, in the largest row group."""
+    metadata = opened.file.metadata
+    groups = [metadata.row_group(group) for group in range(opened.file.num_row_groups)]
+    largest = max(groups, key=lambda one: int(one.num_rows), default=None)
     group: list[str] = []
     held = 0
     for name in columns:
-        if group and held + sizes[name] > DECODER_BYTES:
+        size = largest.column(opened.places[name]).total_uncompressed_size if largest is not None else 0
+        size = min(2 * size, COLUMN_BYTES)
+        if group and held + size > DECODER_BYTES:
             yield group
             group, held = [], 0
         group.append(name)
-        held += sizes[name]
+        held += size
     if group:
         yield group
 
 
-def _held(file: pq.ParquetFile) -> dict[str, int]:
-    """Bytes that the decoder of each column holds, at most."""
-    names = file.schema_arrow.names
-    largest = [0] * len(names)
-    for group in range(file.num_row_groups):
-        described = file.metadata.row_group(group)
-        if 8 * described.num_rows > COLUMN_BYTES:
-            return dict.fromkeys(names, COLUMN_BYTES)
-        for position in range(len(names)):
-            size = described.column(position).total_uncompressed_size
-            largest[position] = max(largest[position], min(2 * size, COLUMN_BYTES))
-    return dict(zip(names, largest, strict=True))
-
-
-def _batch_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
+def _batch_rows(opened: Opened, group: int, columns: Sequence[str]) -> int:
     """Rows of a batch that takes about `BATCH_BYTES`."""
-    described = file.metadata.row_group(group)
+    described = opened.file.metadata.row_group(group)
     rows = max(described.num_rows, 1)
-    names = file.schema_arrow.names
-    sizes = [described.column(names.index(name)).total_uncompressed_size for name in columns]
+    sizes = [described.column(opened.places[name]).total_uncompressed_size for name in columns]
     width = sum(max(size // rows, 8) for size in sizes)
     return int(min(max(BATCH_BYTES // width, BATCH_ROWS[0]), BATCH_ROWS[1]))

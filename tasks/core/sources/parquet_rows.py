@@ -90,7 +90,7 @@ def some_rows(opened: Opened, columns: Sequence[str], limit: int) -> dict[str, p
     empty = np.empty(0, np.int64)
     rows = np.concatenate([empty, *(np.arange(starts[one], starts[one] + min(limit, sizes[one])) for one in chosen)])
     found: dict[str, pa.Array] = {}
-    for names in column_groups(opened.file, columns):
+    for names in column_groups(opened, columns):
         found |= _gathered(opened, names, rows)
     return found
 
@@ -135,7 +135,7 @@ def _read(opened: Opened, request: Request, positions: Integers | None) -> Answe
     types = dict(columns)
     answers = [
         _columns(opened, [(name, types[name]) for name in names], request.keys, positions)
-        for names in column_groups(opened.file, [name for name, _ in columns])
+        for names in column_groups(opened, [name for name, _ in columns])
     ]
     return side_by_side(answers)
 

@@ -62,9 +62,12 @@ class SqliteReader:
         if table_number not in declared or image_number not in declared:
             return ()
         with errors(source.where):
-            found = sqlite_index.groups(
-                self._file(source), source.fingerprint, source.table, table_number, image_number
-            )
+            try:
+                found = sqlite_index.groups(
+                    self._file(source), source.fingerprint, source.table, table_number, image_number
+                )
+            except sqlite_index.NumberError as error:
+                raise BadSourceError(source.where, str(error), "Number its datasets, one number for each.") from error
         return tuple(dict.fromkeys(one.dataset for one in found))
 
     def index(self, sources: Sequence[Source], keys: Keys, objects: bool) -> list[Index]:

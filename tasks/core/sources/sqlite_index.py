@@ -17,8 +17,18 @@ from prefect_cytotable.tasks.core.model import Fingerprint, Source, Span
 from prefect_cytotable.tasks.core.sources.base import ImageRows, Index, Keys
 from prefect_cytotable.tasks.core.sources.sqlite_file import quoted, reading
 
+NAME_LIMIT = 200
+"""Characters of a text that tells datasets apart."""
+
 STRETCHES = 200_000
 """Stretches of rowids that are told apart; of a table with more, each image has one that may hold rows of others."""
+
+
+class NumberError(ValueError):
+    """A value cannot tell datasets apart."""
+
+
+_LARGEST = 2.0**63
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,9 @@ def groups(path: Path, _: Fingerprint, table: str, number: str, image: str) -> t
         table: The table's name.
         number: The column that names the dataset; empty where all rows are of one.
         image: The column that numbers images.
+
+    Raises:
+        NumberError: A value in `number` is neither a whole number nor a short text.
     """
     keys = [quoted(name) for name in (number, image) if name]
     listed = ", ".join(keys)
@@ -87,6 +100,15 @@ def groups(path: Path, _: Fingerprint, table: str, number: str, image: str) -> t
     return tuple(_groups(rows, bool(number), not indexed))
 
 
+def _dataset(value: object) -> str | None:
+    """A dataset's name, where the value is one that SQL finds again by its text."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST
+    if value is None or whole or isinstance(value, int) or (isinstance(value, str) and len(value) <= NAME_LIMIT):
+        return dataset_of(value)
+    kind = {float: "a number with a fraction, or a very large one", str: "a very long text"}.get(type(value), "bytes")
+    raise NumberError(f"its TableNumber is in some row {kind}, which cannot tell datasets apart")
+
+
 def dataset_of(value: object) -> str | None:
     """A dataset's name as text; 3.0 is 3."""
     if value is None:
@@ -96,7 +118,7 @@ def dataset_of(value: object) -> str | None:
 
 def _groups(rows: list[tuple[object, ...]], numbered: bool, located: bool) -> Iterator[Group]:
     for row in rows:
-        dataset = dataset_of(row[0]) if numbered else None
+        dataset = _dataset(row[0]) if numbered else None
         image, count, first, last = row[-4:]
         assert isinstance(count, int)
         assert isinstance(first, int)
@@ -106,7 +128,7 @@ def _groups(rows: list[tuple[object, ...]], numbered: bool, located: bool) -> It
 
 def image_of(value: object) -> int | None:
     """An image's number, None where the value is none."""
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST):
         return int(value)
     return None
 
@@ -128,7 +150,7 @@ def _stretches(connection: sqlite3.Connection, table: str, listed: str, numbered
     rows: dict[tuple[str | None, int | None], int] = {}
     total, before, start, last = 0, None, 0, 0
     for row in connection.execute(f"SELECT {listed}, rowid FROM {quoted(table)} ORDER BY rowid"):
-        key = (dataset_of(row[0]) if numbered else None, image_of(row[-2]))
+        key = (_dataset(row[0]) if numbered else None, image_of(row[-2]))
         if key != before:
             if before is not None:
                 found.setdefault(before, []).append(Span(start, last))

@@ -66,7 +66,7 @@ def test_a_delimiter_is_found_whatever_stands_in_quotes(tmp_path: Path, delimite
     columns = [*PLANNED, *((name, TEXT) for name in names[3:])]
     answer = read(source, columns)
     assert list(map(list, zip(*(answer.table[name].to_pylist() for name in names), strict=True))) == rows
-    wanted = [("", f"file(s) whose fields are separated by {delimiter!r}", 1)] if delimiter != "," else []
+    wanted = [("", f"row(s) whose fields are separated by {delimiter!r}", 6)] if delimiter != "," else []
     assert findings(answer) == wanted
     for one in index_of(source).images:
         part = read(source, images=(one.image, one.image), spans=one.spans).table
@@ -109,7 +109,7 @@ def test_decimal_commas_are_the_same_numbers_bit_for_bit(
     found = answer.table["Area"].to_pylist()
     assert [repr(one) for one in found[: len(values)]] == [repr(one) for one in values]
     assert found[len(values) :] == [None] * junk
-    assert ("", "file(s) whose numbers have a comma before the decimals", 1) in findings(answer)
+    assert ("", "row(s) whose numbers have a comma before the decimals", len(rows)) in findings(answer)
     assert (("Area", "a value that is not a number became null", 1) in findings(answer)) is junk
     (image,) = index_of(source).images
     part = read(source, images=(1, 1), spans=image.spans)

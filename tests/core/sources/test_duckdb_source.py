@@ -273,6 +273,7 @@ def test_rows_without_keys_come_in_stretches_of_a_table_and_whole_of_a_view(
     ]
     assert read_rows == [0, 1, 2, 3, 4, 6, 7, 8, 9]
     for table, column, missing in (("Seen", "Value", 5), ("Odd", "rowid", 4)):
+        assert READER.sample([source_of(file, table)], 1 << 20, True).types == {column: INT}
         (index,) = READER.index([source_of(file, table)], NO_KEYS, False)
         assert [(one.image, one.rows, one.spans) for one in index.images] == [(1, 9, ())]
         answer = read(source_of(file, table), [(column, INT)], NO_KEYS, images=(1, 1))
@@ -380,7 +381,7 @@ def cuts(data: st.DataObject, index: Index) -> Iterator[tuple[tuple[int, int], t
         yield (here[0].image, here[-1].image), spans, sum(one.rows for one in here)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(tables(), st.sampled_from(["INTEGER", "DOUBLE", "VARCHAR"]), st.booleans(), st.booleans(), st.data())
 def test_every_cut_reads_every_row_once(
     tmp_path_factory: pytest.TempPathFactory,

@@ -218,6 +218,8 @@ def test_a_wider_type_than_planned_widens_the_column(
     answer = read(source, [("ImageNumber", INT), ("Value", planned)])
     assert answer.widened == (("Value", needed),)
     assert answer.table.num_columns == 0
+    none_asked_for = read(source, [("ImageNumber", INT), ("Value", planned)], images=(9, 9))
+    assert none_asked_for.widened == answer.widened  # so that it depends on no chunk's values
 
 
 @pytest.mark.parametrize(
