@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import started, uses_processes
-from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.caching import ChunkJob
@@ -29,6 +29,7 @@ from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import (
     Chunk,
     ChunkResult,
@@ -91,10 +92,13 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     call = _call.get() or Call(task_runner, Silent())
     if address := _page():
         call.progress.say(f"Flow run: {address}")
+    profile = arguments.pop("profile")
     options = make_options(**arguments)
     runner = call.task_runner if task_runner == GIVEN else task_runner
-    report = pipeline.run(options, PrefectCaller(checked_runner(runner), call.progress))
-    call.answer = returned(report, options)
+    with profiled_if(profile, "convert", call.progress.say):
+        note_flow_run(str(flow_run.id))
+        report = pipeline.run(options, PrefectCaller(checked_runner(runner), call.progress))
+        call.answer = returned(report, options)
     return call.answer
 
 

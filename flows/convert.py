@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows import running
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.request import named_arguments
@@ -47,6 +48,7 @@ def convert(
     keep_chunks: bool = False,
     relations: Mapping[str, str] | None = None,
     workers: int | None = None,
+    profile: str | Path | Profiling | None = None,
     progress: Progress | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table, or to one table for each compartment.
@@ -89,6 +91,7 @@ def convert(
         relations: Which column names which parent, such as {"Cytoplasm.Parent_Cells": "Cells"}, instead of the
             preset's.
         workers: Chunks under way at once; by default as many as there are processors, and memory for.
+        profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import CytotableError
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan
 from prefect_cytotable.tasks.core.store import Store, load_plan
 
@@ -29,7 +30,9 @@ def _plan(path: str) -> Plan:
 def convert_job(plan_path: str, number: int) -> ChunkResult:
     """Convert chunk `number` of the plan in the file `plan_path`."""
     plan = _plan(plan_path)
-    done = convert_chunk(plan, plan.chunks[number], Store(Path(plan.options.work_dir)))
+    chunk = plan.chunks[number]
+    with marked(chunk.name):
+        done = convert_chunk(plan, chunk, Store(Path(plan.options.work_dir)))
     return replace(done, number=number)  # the record of an earlier plan can have another: no key depends on it
 
 

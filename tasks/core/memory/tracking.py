@@ -114,32 +114,32 @@ class Tracking:
     """This process, tracked into a folder."""
 
     def __init__(self, folder: Path, role: Role, how: How) -> None:
-        import memray  # an extra, and 80 ms
-
         stem = f"{role}-{os.getpid()}-{secrets.token_hex(4)}"
         self.folder, self.how, self.pid = folder, how, os.getpid()
         self.stem = stem
         self._lock = threading.Lock()
-        self._tracker = _tracker(memray, folder / (stem + CAPTURE), how)
+        self._tracker = _begun(folder / (stem + CAPTURE), how)
         self._events = (folder / (stem + EVENTS)).open("xb")
         self.note(Begun(self.pid, role, socket.gethostname(), now(), highest_resident()))
 
     def note(self, event: Event) -> None:
         """Write an event, at once and as a whole."""
         with self._lock:
-            self._events.write(_ENCODER.encode(event) + b"\n")
-            self._events.flush()
+            if not self._events.closed:  # a task of another thread can outlast the profile
+                self._events.write(_ENCODER.encode(event) + b"\n")
+                self._events.flush()
 
     def end(self) -> None:
         """Stop tracking; the capture is written."""
         pool, arrow = _arrow()
         self._tracker.__exit__(None, None, None)
         self.note(Ended(now(), highest_resident(), pool, arrow))
-        self._events.close()
+        with self._lock:
+            self._events.close()
 
 
-def _tracker(memray_module: object, path: Path, how: How) -> memray.Tracker:
-    import memray
+def _begun(path: Path, how: How) -> memray.Tracker:
+    import memray  # an extra, and 80 ms
 
     kind = memray.FileFormat.ALL_ALLOCATIONS if how.every_allocation else memray.FileFormat.AGGREGATED_ALLOCATIONS
     tracker = memray.Tracker(
