@@ -34,6 +34,7 @@ def add_commands(command: Adder, whole: argparse.ArgumentParser) -> None:
     for name, text in (
         ("native", "follow stacks into compiled code; 2 to 3 times slower"),
         ("python-allocators", "record every small object of Python; slower"),
+        ("arrow-allocations", "record every buffer of Arrow; has it use the system's allocator for this run"),
         ("every-allocation", "record every allocation, also of processes that are killed; large files meanwhile"),
         ("keep-raw", "keep memray's own files in the folder, for memray's own reports"),
         ("overwrite", "replace an earlier profile"),
@@ -74,7 +75,13 @@ def _profile(given: argparse.Namespace) -> int:
         raise ArgumentError(f"{arguments[0]!r} is not profiled. Profile a command that works on data, such as convert.")
     given.whole.parse_args(arguments)  # wrong arguments end here, with the status and the words of that command
     how = Profiling(
-        given.out, given.native, given.python_allocators, given.every_allocation, given.keep_raw, given.overwrite
+        folder=given.out,
+        native=given.native,
+        python_allocators=given.python_allocators,
+        arrow_allocations=given.arrow_allocations,
+        every_allocation=given.every_allocation,
+        keep_raw=given.keep_raw,
+        overwrite=given.overwrite,
     )
     return run_command(arguments, how, _say)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -101,12 +101,40 @@ def profiled(
 def _tracked(place: Space) -> Iterator[None]:
     """This process, and those that it starts meanwhile, under memray."""
     tracking.begin(place.raw, Role.MAIN, tracking.load_settings(place.raw))
-    os.environ[tracking.VARIABLE] = str(place.raw)
+    variables = _variables(place)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with _system_pool() if place.how.arrow_allocations else nullcontext():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        tracking.end()
+
+
+def _variables(place: Space) -> dict[str, str]:
+    """What the processes of the run find in their environment."""
+    variables = {tracking.VARIABLE: str(place.raw)}
+    if place.how.arrow_allocations:
+        variables[tracking.ARROW_POOL] = tracking.SYSTEM_POOL
+    return variables
+
+
+@contextmanager
+def _system_pool() -> Iterator[None]:
+    """Arrow, which has read its environment already, with the system's allocator for what it allocates from here on."""
+    import pyarrow as pa  # what is imported first by the block itself is in the profile
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
     try:
         yield
     finally:
-        os.environ.pop(tracking.VARIABLE, None)
-        tracking.end()
+        pa.set_memory_pool(before)
 
 
 def settled(profile: str | Path | Profiling | Mapping[str, Any]) -> Profiling:
@@ -168,7 +196,7 @@ def _supervised(place: Space, arguments: Sequence[str]) -> tuple[int, Resident]:
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", child.__name__, str(place.raw), str(reader), COMMAND_LINE, *arguments],
-            env={**os.environ, tracking.VARIABLE: str(place.raw)},
+            env={**os.environ, **_variables(place)},
             pass_fds=(reader,),
         )
         with _handed_on(process), Sampler(process.pid) as sampler:

@@ -117,7 +117,7 @@ def _require(figure: Figure, before: Profile, after: Profile) -> None:
                 f"with --of resident."
             )
     if figure is Figure.ALLOCATED:
-        for field in ("python_allocators", "whole_process"):
+        for field in ("python_allocators", "arrow_allocations", "whole_process"):
             if getattr(before, field) != getattr(after, field):
                 raise NotComparableError(
                     f"The profiles do not count the same: {field} is {getattr(before, field)} before and "
@@ -142,6 +142,10 @@ def _notes(before: Profile, after: Profile) -> list[str]:
     counts = [sum(one.allocated is not None for one in profile.processes) for profile in (before, after)]
     if counts[0] != counts[1]:
         notes.append(f"{counts[0]} process(es) were tracked before, {counts[1]} after")
+    pools = {one.arrow_pool for profile in (before, after) for one in profile.processes if one.arrow}
+    if "mimalloc" in pools:
+        notes.append("what Arrow holds inside the address space that its allocator reserves is not seen here: profile "
+                     "with --arrow-allocations, or compare --of both")  # fmt: skip
     old, new = before.tools or {}, after.tools or {}
     for name in sorted(old.keys() & new.keys()):
         if old[name] != new[name]:

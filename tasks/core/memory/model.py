@@ -30,6 +30,8 @@ class Profiling:
         folder: The folder to write, which appears when the run has ended.
         native: Whether stacks go on into compiled code. Names what else is "no Python stack"; takes more time.
         python_allocators: Whether every small object of Python is recorded, instead of the arenas they lie in.
+        arrow_allocations: Whether every buffer of Arrow is recorded, by the system's allocator for this run, instead of
+            the address space that Arrow's own allocator reserves for all of them: their places are then known.
         every_allocation: Whether memray's complete format is written: the number of allocations of the whole run, and
             records that can be read even of a process that was killed; large files on the way.
         keep_raw: Whether memray's own files are kept, in the folder's ``raw``, for memray's own reports.
@@ -39,6 +41,7 @@ class Profiling:
     folder: str
     native: bool = False
     python_allocators: bool = False
+    arrow_allocations: bool = False
     every_allocation: bool = False
     keep_raw: bool = False
     overwrite: bool = False
@@ -159,7 +162,7 @@ class Profile:
         sites: Where the memory of the peaks was allocated, largest first, over all processes.
         processes: Each process, the main one first.
         tasks: Each task, in the order of beginning.
-        native, python_allocators, every_allocation: What was recorded.
+        native, python_allocators, arrow_allocations, every_allocation: What was recorded.
         whole_process: Whether the main process was tracked from its first import on, or for a call only.
         flow_runs: The Prefect flow runs inside.
         tools: Versions, by name.
@@ -177,6 +180,7 @@ class Profile:
     total_allocations: int | None = None
     native: bool = False
     python_allocators: bool = False
+    arrow_allocations: bool = False
     every_allocation: bool = False
     whole_process: bool = True
     flow_runs: tuple[str, ...] = ()

@@ -216,6 +216,7 @@ def _recorded(profile: Profile) -> str:
     what = ["every allocation" if profile.every_allocation else "the peak of each process"]
     what += ["native stacks"] if profile.native else []
     what += ["Python's small objects one by one"] if profile.python_allocators else []
+    what += ["Arrow's buffers one by one"] if profile.arrow_allocations else []
     what += [] if profile.whole_process else ["the main process from the call on"]
     return ", ".join(what)
 

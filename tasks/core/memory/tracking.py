@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 VARIABLE = "CYTOTABLE_MEMORY_TRACKING"
 """Names the folder of captures to the processes of a run that is profiled."""
 
+ARROW_POOL, SYSTEM_POOL = "ARROW_DEFAULT_MEMORY_POOL", "system"
+"""Arrow's own variable, and the allocator whose every buffer memray sees."""
+
 INTERVAL_MS = 10
 """Between two of memray's samples of heap and RSS."""
 
