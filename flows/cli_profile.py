@@ -59,7 +59,7 @@ def add_commands(command: Adder, whole: argparse.ArgumentParser) -> None:
     )
     one.add_argument(
         "--of",
-        default=Figure.ALLOCATED.value,
+        default=Figure.BOTH.value,
         choices=[figure.value for figure in Figure],
         help="which peak: allocated, resident or both (default: %(default)s)",
     )

@@ -22,9 +22,9 @@ from prefect_cytotable.tasks.core.memory.model import Role
 def main(arguments: Sequence[str]) -> int:
     """Run a module's ``main``, tracked; returns its exit status."""
     folder, pipe, module, *rest = arguments
-    threading.Thread(target=_interrupt_with, args=(int(pipe),), name="watcher", daemon=True).start()
-    tracking.begin(Path(folder), Role.MAIN, tracking.load_settings(Path(folder)))
     signal.signal(signal.SIGTERM, _terminated)
+    threading.Thread(target=_end_with, args=(int(pipe),), name="watcher", daemon=True).start()
+    tracking.begin(Path(folder), Role.MAIN, tracking.load_settings(Path(folder)))
     try:
         sys.argv = [module, *rest]
         status: int = importlib.import_module(module).main(rest)
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str]) -> int:
         tracking.end()
 
 
-def _interrupt_with(pipe: int) -> None:
-    """Break the run off, as Ctrl-C does, when the watching process is gone."""
+def _end_with(pipe: int) -> None:
+    """End when the watching process is gone. An interrupt would not do: it is ignored behind a shell's ``&``."""
     os.read(pipe, 1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from prefect_cytotable.tasks.core.memory import flamegraph, report, tracking
 from prefect_cytotable.tasks.core.memory.model import Profile, Profiling
 from prefect_cytotable.tasks.core.memory.reading import Traced
 from prefect_cytotable.tasks.core.store import TEMPORARY, discard
+
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,36 @@ def space(how: Profiling) -> Iterator[Space]:
         raise ArgumentError("The folder of the profile is empty.")
     destination = Path(how.folder).expanduser().absolute()
     require_free(destination, how.overwrite)
+    _sweep(destination)
     root = destination.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{destination.name}"[:200])
     made = Space(how, destination, root)
     made.raw.mkdir(parents=True)
     try:
-        tracking.save_settings(made.raw, tracking.How(how.native, how.python_allocators, how.every_allocation))
-        yield made
+        with _held(root):
+            tracking.save_settings(made.raw, tracking.How(how.native, how.python_allocators, how.every_allocation))
+            yield made
     finally:
         discard(root)
+
+
+@contextmanager
+def _held(root: Path) -> Iterator[None]:
+    """A lock in the folder, for as long as this process makes a profile in it; the system ends it with the process."""
+    with (root / "lock.new").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (root / "lock.new").rename(root / LOCK)
+        yield
+
+
+def _sweep(destination: Path) -> None:
+    """Remove what earlier profiles for this folder left, whose processes were killed."""
+    for lock in destination.parent.glob(f"{TEMPORARY}*-{glob.escape(destination.name)}/{LOCK}"):
+        try:
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                discard(lock.parent)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # at work, or just gone
 
 
 def require_free(destination: Path, overwrite: bool) -> None:

@@ -43,7 +43,7 @@ def build(run: Run, how: Profiling, traced: Sequence[Traced], resident: Resident
     """The profile of a run that has ended."""
     processes = (*(_process(one, resident) for one in traced), *_others(traced, resident))
     captures = [one.capture for one in traced if one.capture is not None]
-    totals = [one.total for one in captures]
+    totals = [one.capture.total if one.capture is not None and one.ended is not None else None for one in traced]
     peaks = _peaks(traced, processes, resident)
     return Profile(
         command=run.command,

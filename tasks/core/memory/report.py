@@ -101,9 +101,10 @@ def lines(profile: Profile) -> list[str]:
     for site in profile.sites[:SHOWN_LINES]:
         text.append(f"  {size(site.size):>10}  {site.allocations:>9,}  {place(site)}")
     if incomplete := [one for one in profile.processes if not one.complete]:
+        known = "known until then" if all(one.allocated is not None for one in incomplete) else "not all known"
         text.append(
-            f"  Incomplete: {_count(len(incomplete), 'process was', 'processes were')} killed, or still at work, and "
-            f"left no allocations; the resident sizes are there."
+            f"  Incomplete: {_count(len(incomplete), 'process was', 'processes were')} killed, or still at work; what "
+            f"they allocated is {known}, what was resident is there."
         )
     return text
 
