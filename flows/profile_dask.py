@@ -35,7 +35,7 @@ class Tracked(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Any) -> None:
         """Begin, in a folder of the worker's own machine."""
-        tracking.begin(Path(tempfile.mkdtemp(prefix=f"{NAME}-")), Role.WORKER, self._how)
+        tracking.begin(Path(tempfile.mkdtemp(prefix=f"{NAME}-")), Role.WORKER, self._how, outside=True)
 
     def teardown(self, worker: Any) -> None:
         """End, where the run could not collect before: what is recorded is of no use then."""

@@ -79,6 +79,7 @@ class ProcessPeak:
         allocations: Allocations alive at that peak.
         resident: Its peak RSS; exact on Linux where `resident_exact`, else the largest of the samples.
         resident_exact: Whether the system itself told that peak.
+        outside: Whether it is no descendant of the run's main process: a worker of a Dask cluster that ran already.
         arrow: The most that Arrow's memory pool held, since the process began; None where Arrow was not used.
         arrow_pool: That pool's allocator.
         complete: Whether its allocations are known to the end.
@@ -92,6 +93,7 @@ class ProcessPeak:
     allocations: int | None = None
     resident: int | None = None
     resident_exact: bool = False
+    outside: bool = False
     arrow: int | None = None
     arrow_pool: str = ""
     complete: bool = True
@@ -135,8 +137,9 @@ class Peaks:
             one moment, of samples every 10 ms. None where no process was tracked to its end.
         allocated_sum: The processes' exact peaks added up, whenever each was: an upper bound.
         allocations: Allocations alive at the processes' peaks.
-        resident: RSS of the process tree, its largest sum at one moment; pages that processes share count in each.
-            None where the system does not tell.
+        resident: RSS of the process tree and of the workers outside it, the largest sum at one moment, of samples
+            every 20 ms; at least the peak of each process. Pages that processes share count in each. None where the
+            system does not tell.
         processes: How many processes there were at that moment.
     """
 

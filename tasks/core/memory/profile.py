@@ -176,6 +176,7 @@ def _process(one: Traced, resident: Resident) -> ProcessPeak:
         allocations=capture.allocations if capture is not None else None,
         resident=max(sampled, default=None),
         resident_exact=grown is not None and one.ended is not None,
+        outside=one.begun.outside,
         arrow=one.ended.arrow if one.ended is not None else None,
         arrow_pool=one.ended.arrow_pool if one.ended is not None else "",
         complete=capture is not None and one.ended is not None,
@@ -205,13 +206,21 @@ def _peaks(traced: Sequence[Traced], processes: Sequence[ProcessPeak], resident:
     captures = [one.capture for one in traced if one.capture is not None]
     exact = [one.peak for one in captures]
     allocated = max([*exact, together([(one.samples.at, one.samples.heap) for one in captures])]) if exact else None
-    sizes = [one.resident for one in processes if one.resident is not None and not one.machine]
+    sizes = [one.resident for one in processes if one.resident is not None]
+    outside = [
+        one.capture.samples
+        for one, process in zip(traced, processes, strict=False)
+        if process.outside and one.capture is not None and len(one.capture.samples.at)
+    ]
+    tree = (np.array(resident.at, dtype=np.int64), np.array(resident.totals, dtype=np.int64))
+    if len(resident.at):
+        sizes.append(together([tree, *((one.at, one.rss) for one in outside)]))
     return Peaks(
         allocated=allocated,
         allocated_sum=sum(exact) if exact else None,
         allocations=sum(one.allocations for one in captures) if exact else None,
-        resident=max([*sizes, *([resident.peak] if resident.peak is not None else [])], default=None),
-        processes=max(resident.processes, 1),
+        resident=max(sizes, default=None) if len(resident.at) else None,
+        processes=max(resident.processes, 1) + len(outside),
     )
 
 

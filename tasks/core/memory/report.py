@@ -94,7 +94,7 @@ def lines(profile: Profile) -> list[str]:
     text = [
         f"memory profile of {profile.command}: {_ended(profile)}",
         f"  peak allocated  {size(peaks.allocated):>10}  {_allocated_note(profile)}",
-        f"  peak resident   {size(peaks.resident):>10}  RSS of {_count(peaks.processes, 'process', 'processes')}",
+        f"  peak resident   {size(peaks.resident):>10}  {_resident_note(profile)}",
         f"  allocations     {_number(peaks.allocations):>10}  alive at the peak{_total(profile)}",
         f"  {profile.explanation}",
     ]
@@ -120,6 +120,11 @@ def _allocated_note(profile: Profile) -> str:
     return f"memray, {len(tracked)} processes at one moment; {size(profile.peaks.allocated_sum)} is their peaks' sum"
 
 
+def _resident_note(profile: Profile) -> str:
+    processes = profile.peaks.processes
+    return "RSS of the process" if processes == 1 else f"RSS of {processes} processes at one moment"
+
+
 def _total(profile: Profile) -> str:
     return "" if profile.total_allocations is None else f", {profile.total_allocations:,} in the whole run"
 
@@ -143,7 +148,7 @@ def markdown(profile: Profile) -> str:
         "| figure | value | what |",
         "|---|---:|---|",
         f"| peak allocated | {size(peaks.allocated)} | {_allocated_note(profile)} |",
-        f"| peak resident | {size(peaks.resident)} | RSS of the process tree, at one moment |",
+        f"| peak resident | {size(peaks.resident)} | {_resident_note(profile)} |",
         f"| allocations | {_number(peaks.allocations)} | alive at the peak{_total(profile)} |",
         "",
         "## Where the memory of the peak was allocated",
@@ -196,12 +201,18 @@ def task_rows(profile: Profile) -> list[dict[str, str]]:
 def _process_row(one: ProcessPeak) -> dict[str, str]:
     untracked = "not tracked" if one.role is Role.OTHER else "lost"
     return {
-        "process": f"{one.role} {one.pid}{f' on {one.machine}' if one.machine else ''}",
+        "process": f"{one.role} {one.pid}{_where(one)}",
         "seconds": f"{one.seconds:.1f}",
         "peak allocated": size(one.allocated) if one.allocated is not None else untracked,
         "peak resident": size(one.resident) + ("" if one.resident_exact or one.resident is None else " (sampled)"),
         "Arrow's pool": "" if one.arrow is None else f"{size(one.arrow)} ({one.arrow_pool})",
     }
+
+
+def _where(one: ProcessPeak) -> str:
+    if one.machine:
+        return f" on {one.machine}"
+    return " of a running cluster" if one.outside else ""
 
 
 def _tasks_note(tasks: Sequence[TaskPeak]) -> str:

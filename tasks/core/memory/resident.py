@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,14 +49,15 @@ class Resident:
     Attributes:
         peak: The largest sum at one moment; None where nothing could be sampled.
         processes: How many processes there were then.
-        samples: How many there are.
         seen: Each process.
+        at, totals: Every sample: milliseconds since 1970 and the sum, 16 bytes for each.
     """
 
     peak: int | None = None
     processes: int = 0
-    samples: int = 0
     seen: dict[Found, Seen] = field(default_factory=dict)
+    at: array[int] = field(default_factory=lambda: array("q"))
+    totals: array[int] = field(default_factory=lambda: array("q"))
 
     def of(self, pid: int) -> Seen | None:
         """The latest process of that number."""
@@ -131,8 +133,9 @@ def add(result: Resident, sizes: Mapping[Found, int], at: float) -> None:
         seen = result.seen.setdefault(one, Seen(first=at))
         seen.largest, seen.last = max(seen.largest, size), at
     if sizes:
-        result.samples += 1
         total = sum(sizes.values())
+        result.at.append(round(at * 1000))
+        result.totals.append(total)
         if result.peak is None or total > result.peak:
             result.peak, result.processes = total, len(sizes)
 

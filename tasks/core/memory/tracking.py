@@ -54,13 +54,18 @@ class How(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True, tag=True):
-    """Tracking began. Times are milliseconds since 1970, as memray's; `highest` is the peak RSS until then."""
+    """Tracking began.
+
+    Times are milliseconds since 1970, as memray's; `highest` is the peak RSS until then; `outside` is a worker that was
+    not started by the run.
+    """
 
     pid: int
     role: Role
     machine: str
     at: int
     highest: int | None
+    outside: bool = False
 
 
 class Task(msgspec.Struct, frozen=True, tag=True):
@@ -116,14 +121,14 @@ def now() -> int:
 class Tracking:
     """This process, tracked into a folder."""
 
-    def __init__(self, folder: Path, role: Role, how: How) -> None:
+    def __init__(self, folder: Path, role: Role, how: How, outside: bool) -> None:
         stem = f"{role}-{os.getpid()}-{secrets.token_hex(4)}"
         self.folder, self.how, self.pid = folder, how, os.getpid()
         self.stem = stem
         self._lock = threading.Lock()
         self._tracker = _begun(folder / (stem + CAPTURE), how)
         self._events = (folder / (stem + EVENTS)).open("xb")
-        self.note(Begun(self.pid, role, socket.gethostname(), now(), highest_resident()))
+        self.note(Begun(self.pid, role, socket.gethostname(), now(), highest_resident(), outside))
 
     def note(self, event: Event) -> None:
         """Write an event, at once and as a whole."""
@@ -194,8 +199,14 @@ def current() -> Tracking | None:
     return tracking if tracking is not None and tracking.pid == os.getpid() else None
 
 
-def begin(folder: Path, role: Role, how: How) -> Tracking:
+def begin(folder: Path, role: Role, how: How, outside: bool = False) -> Tracking:
     """Track this process from now on.
+
+    Args:
+        folder: Where its files go.
+        role: What it does.
+        how: What is recorded.
+        outside: Whether it was there before the run.
 
     Raises:
         ProfilerBusyError: It is tracked already.
@@ -206,7 +217,7 @@ def begin(folder: Path, role: Role, how: How) -> Tracking:
     with _beginning:
         if current() is not None:
             raise ProfilerBusyError("This process is being profiled already. Profile the whole, or a part, not both.")
-        _current = Tracking(folder, role, how)
+        _current = Tracking(folder, role, how, outside)
         return _current
 
 
