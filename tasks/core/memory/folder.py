@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from prefect_cytotable.tasks.core.memory import flamegraph, report, tracking
 from prefect_cytotable.tasks.core.memory.model import Profile, Profiling
 from prefect_cytotable.tasks.core.memory.reading import Traced
 from prefect_cytotable.tasks.core.store import TEMPORARY, discard
+
+if sys.platform != "win32":  # where there is no memray either, which is told first
+    import fcntl
 
 LOCK = "lock"
 
