@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
-from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.caching import ChunkJob, results_of
@@ -29,6 +29,7 @@ from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
+from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import (
     Chunk,
     ChunkResult,
@@ -93,10 +94,13 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     call = _call.get() or Call(task_runner, Silent())
     if address := _page():
         call.progress.say(f"Flow run: {address}")
+    profile = arguments.pop("profile")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
     options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
-    report = pipeline.run(options, PrefectCaller(runner, call.progress))
-    call.answer = returned(report, options)
+    with profiled_if(profile, "convert", call.progress.say):
+        note_flow_run(str(flow_run.id))
+        report = pipeline.run(options, PrefectCaller(runner, call.progress))
+        call.answer = returned(report, options)
     return call.answer
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows import running
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.request import named_arguments
@@ -48,6 +49,7 @@ def convert(
     relations: Mapping[str, str] | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, object] | None = None,
+    profile: str | Path | Profiling | None = None,
     progress: Progress | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table, or to one table for each compartment.
@@ -95,6 +97,7 @@ def convert(
         storage_options: How object storage is reached, such as {"no_sign_request": True}, {"profile": "lab"},
             {"endpoint_url": "https://minio.example.org"} or {"local_cache_dir": "/scratch"}. Never a secret: those
             come from the environment of each machine.
+        profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, runtime
@@ -16,6 +17,7 @@ from prefect.task_runners import TaskRunner
 from prefect_cytotable.flows import conductor
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.returned import Returned
 
@@ -48,9 +50,11 @@ def convert(
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, value in arguments.items():
-        if isinstance(value, os.PathLike):
+        if isinstance(value, Profiling):
+            plain[name] = asdict(value)
+        elif isinstance(value, os.PathLike):
             plain[name] = os.fspath(value)
         elif isinstance(value, Mapping):
             plain[name] = dict(value)
@@ -99,6 +103,7 @@ def convert_flow(
     relations: dict[str, str] | None = None,
     workers: int | None = None,
     storage_options: dict[str, str | bool] | None = None,
+    profile: str | dict[str, Any] | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}

@@ -12,6 +12,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from prefect_cytotable.flows.running import DASK
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
+from prefect_cytotable.tasks.core.memory.tracking import current
 from prefect_cytotable.tasks.core.model import Gathered, Options
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.work import clear_cache
@@ -52,6 +53,10 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
                     f"The Dask scheduler {name} does not answer: {error}. Start it, correct task_runner, or let "
                     f'task_runner="dask" start one on this machine.'
                 ) from error
+            if current() is not None and name != DASK:
+                from prefect_cytotable.flows.profile_dask import tracked  # only where the run is profiled
+
+                stack.enter_context(tracked(dask.client))
             yield dask
 
 

@@ -17,6 +17,7 @@ from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_w
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
@@ -157,9 +158,11 @@ def draft(options: Options, caller: Caller) -> Plan:
 def _planned(gathered: Gathered, options: Options, caller: Caller, amendments: _Amendments) -> tuple[Plan, _Amendments]:
     """The plan without the sources that cannot be read, those among them that only an index shows to be bad."""
     while True:
-        inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
+        with marked("inspect"):
+            inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
         try:
-            return _fitted(caller.plan(inspected, options), caller), amendments
+            with marked("plan"):
+                return _fitted(caller.plan(inspected, options), caller), amendments
         except BadSourceError as error:
             bad = unreadable(inspected.gathered, error, options)
             if bad is None:
@@ -169,7 +172,8 @@ def _planned(gathered: Gathered, options: Options, caller: Caller, amendments: _
 
 
 def _run(options: Options, caller: Caller, store: Store, started: float) -> Report:
-    gathered = caller.gather(options)
+    with marked("gather"):
+        gathered = caller.gather(options)
     try:
         return _converted(gathered, options, caller, store, started)
     finally:
@@ -198,8 +202,10 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
         if amendments == before:
             raise AccountError(f"Planning again would change nothing: {amendments}. Please report this defect.")
         caller.say(_amended(amendments))
-    report = caller.report(plan, results)
-    files = caller.write(plan, results, report)
+    with marked("report"):
+        report = caller.report(plan, results)
+    with marked("write"):
+        files = caller.write(plan, results, report)
     return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
 
 

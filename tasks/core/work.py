@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import CytotableError
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import ChunkResult, Gathered, Options, Plan
 from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.sources.registry import forget
@@ -42,7 +43,9 @@ def _plan(place: PlanPlace) -> Plan:
 def convert_job(place: PlanPlace, number: int) -> ChunkResult:
     """Convert chunk `number` of the plan at `place`."""
     plan = _plan(place)
-    done = convert_chunk(plan, plan.chunks[number], store_of(plan.options))
+    chunk = plan.chunks[number]
+    with marked(chunk.name):
+        done = convert_chunk(plan, chunk, store_of(plan.options))
     return replace(done, number=number)  # the record of an earlier plan can have another: no key depends on it
 
 

@@ -17,15 +17,12 @@ SAMPLE_ROWS = 200
 _BYTES = {ColumnType.BOOL: 1, ColumnType.INT64: 8, ColumnType.FLOAT: 4, ColumnType.DOUBLE: 8}
 
 
-def sample_of(
-    kinds: Kinds, seen: Mapping[str, pa.Array], widths: Mapping[str, int], stored: int, measures: bool
-) -> Sample:
+def sample_of(kinds: Kinds, seen: Mapping[str, pa.Array], stored: int, measures: bool) -> Sample:
     """The sample of one table.
 
     Args:
         kinds: What its columns hold.
         seen: The columns of texts in some rows, as `columnar.plain` makes them.
-        widths: Bytes of a row by column, as far as the source tells.
         stored: Bytes of a row in the source.
         measures: Whether a few texts among numbers make no column of texts.
     """
@@ -37,7 +34,7 @@ def sample_of(
     row = 0
     for name, kind in kinds.items():
         if kind is ColumnType.STRING:
-            row += max(seen[name].nbytes // max(len(seen[name]), 1) + 1, widths.get(name, 0))
+            row += seen[name].nbytes // max(len(seen[name]), 1) + 1
         else:
             row += _BYTES[kind] if kind else 8
     return Sample(types, row, stored)

@@ -62,7 +62,7 @@ class DuckdbReader:
             texts = [name for name, kind in kinds.items() if kind is ColumnType.STRING]
             seen = duckdb_rows.first_rows(opened, table, texts, source.where)
             rows = duckdb_rows.count(opened, table)
-        return sample_of(kinds, seen, {}, source.fingerprint.size // max(rows, 1) + 1, measures)
+        return sample_of(kinds, seen, source.fingerprint.size // max(rows, 1) + 1, measures)
 
     def numbers(self, source: Source, table_number: str, image_number: str) -> tuple[str | None, ...]:
         """The datasets that a table holds rows of; none where it has no column that tells."""

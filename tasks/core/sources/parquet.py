@@ -21,7 +21,7 @@ from prefect_cytotable.tasks.core.schema import merge
 from prefect_cytotable.tasks.core.sources import columnar_rows, parquet_rows
 from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Index, Keys, Request, Sample, Together
 from prefect_cytotable.tasks.core.sources.columnar import check_present
-from prefect_cytotable.tasks.core.sources.columnar_sample import SAMPLE_ROWS, sample_of
+from prefect_cytotable.tasks.core.sources.columnar_sample import sample_of
 from prefect_cytotable.tasks.core.sources.parquet_file import Opened, open_file, pieces
 
 
@@ -38,22 +38,20 @@ class ParquetReader:
             return tuple(opened.kinds)
 
     def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
-        """Types from the schema, widths from the footer; texts are looked at, in a few rows of each source."""
+        """Types from the schema; texts are looked at in a few rows, and large whole numbers in all."""
         files = {source.path: source for source in sources}
-        samples = [self._sample(source, limit // len(files), measures) for source in files.values()]
+        samples = [self._sample(source, measures) for source in files.values()]
         nothing: dict[str, ColumnType | None] = {}
         types = reduce(merge, (one.types for one in samples), nothing)
         return Sample(types, max(one.row_bytes for one in samples), max(one.text_bytes for one in samples))
 
-    def _sample(self, source: Source, limit: int, measures: bool) -> Sample:
+    def _sample(self, source: Source, measures: bool) -> Sample:
         with self._opened(source) as opened:
             known = opened.kinds | dict.fromkeys(parquet_rows.beyond_int64(opened), ColumnType.DOUBLE)
-            widths = parquet_rows.widths(opened)
             texts = [name for name, kind in known.items() if kind is ColumnType.STRING]
-            rows = max(min(limit // (sum(widths[name] for name in texts) or 1), SAMPLE_ROWS), 1)
-            seen = parquet_rows.some_rows(opened, texts, rows)
+            seen = parquet_rows.some_rows(opened, texts)
             stored = source.fingerprint.size // max(opened.rows, 1) + 1
-        return sample_of(known, seen, widths, stored, measures)
+        return sample_of(known, seen, stored, measures)
 
     def numbers(self, source: Source, table_number: str, image_number: str) -> tuple[str | None, ...]:
         """The datasets that a file holds rows of; none where it has no column that tells."""

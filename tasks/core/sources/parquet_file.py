@@ -56,11 +56,6 @@ class Opened:
         """What each column holds."""
         return kinds_of(self.file.schema_arrow, self.where)
 
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """The position of each column."""
-        return {name: place for place, name in enumerate(self.file.schema_arrow.names)}
-
     def let_go(self) -> None:
         """Forget the pages that were read; else the process grows by the size of the file. They are read anew."""
         if self.mapping is not None:
@@ -88,7 +83,7 @@ def errors(where: str) -> Iterator[None]:
         yield
     except (CytotableError, FileNotFoundError, PermissionError):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())[:200]
         raise BadSourceError(
             where, f"it cannot be read as Parquet ({text})", "Write or copy the file again, or take it away."
@@ -156,28 +151,23 @@ def _taken(array: pa.Array, rows: Integers) -> pa.Array:
 
 
 def column_groups(opened: Opened, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The columns in groups whose decoders fit `DECODER_BYTES` together, in the largest row group."""
-    metadata = opened.file.metadata
-    groups = [metadata.row_group(group) for group in range(opened.file.num_row_groups)]
-    largest = max(groups, key=lambda one: int(one.num_rows), default=None)
-    group: list[str] = []
-    held = 0
-    for name in columns:
-        size = largest.column(opened.places[name]).total_uncompressed_size if largest is not None else 0
-        size = min(2 * size, COLUMN_BYTES)
-        if group and held + size > DECODER_BYTES:
-            yield group
-            group, held = [], 0
-        group.append(name)
-        held += size
-    if group:
-        yield group
+    """The columns in groups whose decoders fit `DECODER_BYTES` together."""
+    held = max((_column_bytes(opened, group) for group in range(opened.file.num_row_groups)), default=1)
+    step = max(DECODER_BYTES // min(2 * held, COLUMN_BYTES), 1)
+    return (list(columns[start : start + step]) for start in range(0, len(columns), step))
+
+
+def _column_bytes(opened: Opened, group: int) -> int:
+    """Mean unpacked bytes of a column in a row group.
+
+    The footer also tells the size of each column; but Arrow ends the process when it is asked for one that is damaged.
+    """
+    described = opened.file.metadata.row_group(group)
+    return max(int(described.total_byte_size) // max(int(described.num_columns), 1), 1)
 
 
 def _batch_rows(opened: Opened, group: int, columns: Sequence[str]) -> int:
     """Rows of a batch that takes about `BATCH_BYTES`."""
-    described = opened.file.metadata.row_group(group)
-    rows = max(described.num_rows, 1)
-    sizes = [described.column(opened.places[name]).total_uncompressed_size for name in columns]
-    width = sum(max(size // rows, 8) for size in sizes)
-    return int(min(max(BATCH_BYTES // width, BATCH_ROWS[0]), BATCH_ROWS[1]))
+    rows = max(int(opened.file.metadata.row_group(group).num_rows), 1)
+    width = len(columns) * max(_column_bytes(opened, group) // rows, 8)
+    return min(max(BATCH_BYTES // width, BATCH_ROWS[0]), BATCH_ROWS[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,9 @@ from prefect_cytotable.tasks.core.sources.columnar import (
     too_narrow,
 )
 from prefect_cytotable.tasks.core.sources.columnar_rows import Codes, as_together, deciding, order_of, wanted
+from prefect_cytotable.tasks.core.sources.columnar_sample import SAMPLE_ROWS
 from prefect_cytotable.tasks.core.sources.parquet_file import Opened, column_groups, pieces
 from prefect_cytotable.tasks.core.sources.row_index import Integers
-
-_LARGEST = 2**63 - 1
-_FOOTER_GROUPS = 8
-"""Row groups whose sizes are looked at for the width of a row."""
 
 
 def read(opened: Opened, request: Request) -> Answer:
@@ -54,41 +51,25 @@ def positions_of(opened: Opened, request: Request) -> Integers:
     return np.concatenate(found)
 
 
-def beyond_int64(opened: Opened) -> Iterator[str]:
-    """Columns of whole numbers that have one beyond int64, as far as the footer tells."""
-    for position, field in enumerate(opened.file.schema_arrow):
-        if field.type != pa.uint64():
-            continue
-        for group in range(opened.file.num_row_groups):
-            statistics = opened.file.metadata.row_group(group).column(position).statistics
-            if statistics is not None and statistics.has_min_max and statistics.max > _LARGEST:
-                yield field.name
-                break
+def beyond_int64(opened: Opened) -> list[str]:
+    """Columns of whole numbers that have one beyond int64."""
+    names = [field.name for field in opened.file.schema_arrow if field.type == pa.uint64()]
+    found = dict.fromkeys(names, False)
+    for _, piece in pieces(opened, names) if names else ():
+        for name, array in piece.items():
+            found[name] |= array.type != pa.int64()
+    return [name for name, beyond in found.items() if beyond]
 
 
-def widths(opened: Opened) -> dict[str, int]:
-    """Bytes of a row by column, unpacked, in the first row groups."""
-    groups = [opened.file.metadata.row_group(group) for group in range(min(opened.file.num_row_groups, _FOOTER_GROUPS))]
-    rows = sum(group.num_rows for group in groups) or 1
-    return {
-        name: sum(group.column(position).total_uncompressed_size for group in groups) // rows + 1
-        for position, name in enumerate(opened.file.schema_arrow.names)
-    }
-
-
-def some_rows(opened: Opened, columns: Sequence[str], limit: int) -> dict[str, pa.Array]:
-    """Columns in some rows of the first, a middle and the last row group, as `columnar.plain` makes them.
-
-    Args:
-        opened: To look at.
-        columns: Of the file.
-        limit: Rows of each row group.
-    """
+def some_rows(opened: Opened, columns: Sequence[str]) -> dict[str, pa.Array]:
+    """Columns in the first rows of the first, a middle and the last row group, as `columnar.plain` makes them."""
     sizes = [opened.file.metadata.row_group(group).num_rows for group in range(opened.file.num_row_groups)]
     starts = np.cumsum([0, *sizes])
     chosen = sorted({0, len(sizes) // 2, len(sizes) - 1}) if sizes else []
     empty = np.empty(0, np.int64)
-    rows = np.concatenate([empty, *(np.arange(starts[one], starts[one] + min(limit, sizes[one])) for one in chosen)])
+    rows = np.concatenate(
+        [empty, *(np.arange(starts[one], starts[one] + min(SAMPLE_ROWS // 2, sizes[one])) for one in chosen)]
+    )
     found: dict[str, pa.Array] = {}
     for names in column_groups(opened, columns):
         found |= _gathered(opened, names, rows)
