@@ -17,6 +17,7 @@ HELP = "Fetch obs or var of a SOMA experiment, such as the CELLxGENE Census, to 
 NAMES = (
     "columns", "tissue", "value_filter", "axis", "measurement", "organism", "memory_budget", "buffer_bytes",
     "chunk_size", "task_runner", "workers", "work_dir", "keep_chunks", "overwrite", "dest_datatype",
+    "var_joinids",
 )  # fmt: skip
 """The options that are arguments of `fetch_obs`."""
 
@@ -42,7 +43,7 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     add("-C", "--census-version", metavar="VERSION", help="of the public Census: a date, stable or latest")
     add("--organism", default="homo_sapiens", help="the experiment in a Census (default: %(default)s)")
     add("--axis", default="obs", help="obs or var (default: %(default)s)")
-    add("-V", "--var", action="store_const", const="var", dest="axis", help="the same as --axis var")
+    add("-V", "--var-joinids", action="store_true", help="the joinids of var too: OUT.var.feather beside OUT.feather")
     add("--measurement", default="RNA", metavar="NAME", help="whose var is meant (default: %(default)s)")
     add(
         "-b",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows import fetching
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.request import named_arguments
 from prefect_cytotable.tasks.core.soma.model import Fetched
@@ -35,6 +36,8 @@ def fetch_obs(
     work_dir: str | Path | None = None,
     overwrite: bool = False,
     keep_chunks: bool = False,
+    var_joinids: bool = False,
+    profile: str | Path | Profiling | None = None,
     progress: Progress | None = None,
 ) -> Fetched:
     """Fetch rows and columns of obs or var of a SOMA experiment, ordered by soma_joinid.
@@ -66,6 +69,9 @@ def fetch_obs(
         work_dir: Where parts lie until the output is whole; by default a hidden folder next to the destination.
         overwrite: Whether a destination that is there is replaced, once the new one is whole.
         keep_chunks: Whether parts stay in `work_dir`.
+        var_joinids: Whether the joinids of var are written too, to a file beside the destination: lung.var.feather
+            beside lung.feather.
+        profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -24,12 +23,13 @@ from prefect_cytotable.flows.conductor import GIVEN, WINDOW
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.fetching import for_runner
 from prefect_cytotable.flows.runners import started
-from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import fetch_stages
 from prefect_cytotable.tasks.caching import ChunkJob
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.soma import pipeline
@@ -37,7 +37,8 @@ from prefect_cytotable.tasks.core.soma.local import streamed
 from prefect_cytotable.tasks.core.soma.memory import system_memory
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan, Range
 from prefect_cytotable.tasks.core.soma.request import make_fetch_options
-from prefect_cytotable.tasks.core.store import Store
+from prefect_cytotable.tasks.core.store import LocalStore
+from prefect_cytotable.tasks.core.work import PlanPlace
 
 T = TypeVar("T")
 
@@ -79,8 +80,10 @@ def fetch(arguments: dict[str, Any], task_runner: str) -> Fetched:
     if address := url_for("flow-run", obj_id=str(flow_run.id)):
         call.progress.say(f"Flow run: {without_password(address)}")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
+    profile = arguments.pop("profile")
     options = for_runner(make_fetch_options(**arguments), runner)
-    with system_memory():
+    with profiled_if(profile, "fetch", call.progress.say), system_memory():
+        note_flow_run(str(flow_run.id))
         call.answer = pipeline.run(options, PrefectFetcher(runner, call.progress))
     return call.answer
 
@@ -95,14 +98,15 @@ class PrefectFetcher:
 
     def plan(self, options: FetchOptions) -> FetchPlan:
         """Look at the table and decide."""
-        return fetch_stages.plan(_opaque(options))
+        return fetch_stages.plan.with_options(task_run_name=f"plan {options.axis.value}")(_opaque(options))
 
     def stream(self, plan: FetchPlan) -> OutputFile:
         """The whole table to the destination, in this process: there is one reader of the store."""
         told = partial(streamed, progress=self._progress)
-        return fetch_stages.stream(_opaque(plan), _opaque(told))
+        task = fetch_stages.stream.with_options(task_run_name=f"fetch {plan.options.axis.value}")
+        return task(_opaque(plan), _opaque(told))
 
-    def fetch(self, plan: FetchPlan, plan_path: Path) -> list[ChunkResult]:
+    def fetch(self, plan: FetchPlan, place: PlanPlace) -> list[ChunkResult]:
         """A task for each chunk, on the runner."""
         self._logger.info("%d chunk(s), %d at a time", len(plan.chunks), plan.workers)
         self._progress.start(len(plan.chunks), plan.table.rows)
@@ -110,7 +114,7 @@ class PrefectFetcher:
         try:
             for attempt in range(1, POOL_ATTEMPTS + 1):
                 try:
-                    self._extend(results, plan, str(plan_path))
+                    self._extend(results, plan, place)
                     break
                 except BrokenProcessPool as error:
                     if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
@@ -120,10 +124,10 @@ class PrefectFetcher:
             self._progress.finish()
         return results
 
-    def _extend(self, results: list[ChunkResult], plan: FetchPlan, plan_path: str) -> None:
+    def _extend(self, results: list[ChunkResult], plan: FetchPlan, place: PlanPlace) -> None:
         """Fetch the chunks that have no result yet."""
         with self._started(plan.workers) as runner:
-            for result in self._results(plan, plan.chunks[len(results) :], plan_path, runner):
+            for result in self._results(plan, plan.chunks[len(results) :], place, runner):
                 results.append(result)
                 self._progress.advance(result)
 
@@ -131,15 +135,15 @@ class PrefectFetcher:
         return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
 
     def _results(
-        self, plan: FetchPlan, chunks: Sequence[Range], plan_path: str, runner: TaskRunner[Any]
+        self, plan: FetchPlan, chunks: Sequence[Range], place: PlanPlace, runner: TaskRunner[Any]
     ) -> Iterator[ChunkResult]:
         """Results in the order of the chunks; a kept one counts only while its part is whole."""
-        store = Store(Path(plan.options.work_dir))
+        store = LocalStore(plan.options.work_dir)
         kept = fetch_stages.fetch_chunk.with_options(result_storage=store.results)
         again = kept.with_options(refresh_cache=True)
         waiting: deque[tuple[Range, PrefectFuture[dict[str, Any]]]] = deque()
         for chunk in chunks:
-            job = ChunkJob(plan_path, chunk.number, chunk.key, chunk.name)
+            job = ChunkJob(place, chunk.number, chunk.key, chunk.name)
             done = store.load(chunk.key) is not None
             waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
             if len(waiting) >= WINDOW * max(plan.workers, 1):

@@ -6,6 +6,7 @@ As with `convert`, whatever the flow does lies in a module that travels by refer
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefect.task_runners import TaskRunner
 from prefect_cytotable.flows import fetch_conductor
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.soma.model import Fetched
 
@@ -40,8 +42,10 @@ def fetch(
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
-    columns = arguments["columns"]
+    columns, profile = arguments["columns"], arguments["profile"]
     kept = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in arguments.items()}
+    if isinstance(profile, Profiling):
+        kept["profile"] = asdict(profile)
     return {**kept, "columns": columns if columns is None or isinstance(columns, str) else list(columns)}
 
 
@@ -72,6 +76,8 @@ def fetch_flow(
     work_dir: str | None = None,
     overwrite: bool = False,
     keep_chunks: bool = False,
+    var_joinids: bool = False,
+    profile: str | dict[str, Any] | None = None,
 ) -> Fetched:
     """Fetch an axis table of a SOMA experiment; the parameters are those of `prefect_cytotable.flows.fetch_obs`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prefect_cytotable.flows.running import EPHEMERAL, HOW_TO_SERVE, Orchestration, checked_runner, orchestration
+from prefect_cytotable.flows.running import (
+    EPHEMERAL,
+    HOW_TO_SERVE,
+    Orchestration,
+    checked_runner,
+    orchestration,
+    profiled_if,
+)
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.soma import pipeline
@@ -22,6 +29,7 @@ def fetch(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progres
     """Run `prefect_cytotable.flows.fetch_obs` with its arguments, locally or as a flow run."""
     heard = progress or Silent()
     runner = checked_runner(task_runner)
+    profile = arguments.pop("profile")
     options = for_runner(make_fetch_options(**arguments), runner)
     where, connection = orchestration(runner)
     if where is not Orchestration.NONE:
@@ -29,11 +37,11 @@ def fetch(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progres
 
         if where is Orchestration.EPHEMERAL:
             heard.say(EPHEMERAL)
-        answer: Fetched = fetch_flow.fetch(arguments, runner, heard, connection)
+        answer: Fetched = fetch_flow.fetch(arguments | {"profile": profile}, runner, heard, connection)
         return answer
     heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
-    with system_memory():
+    with profiled_if(profile, "fetch", heard.say), system_memory():
         return pipeline.run(options, LocalFetcher(Runner(runner), heard))
 
 

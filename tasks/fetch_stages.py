@@ -9,17 +9,15 @@ import msgspec
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from prefect_cytotable.tasks.caching import ByChunkKey, ChunkJob
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
-from prefect_cytotable.tasks.core.work import ATTEMPTS
-from prefect_cytotable.tasks.stages import failure_may_pass
+from prefect_cytotable.tasks.stages import PATIENT
 
 
-@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False, **PATIENT)
 def plan(options: FetchOptions) -> FetchPlan:
     """Step 1: open the store, look at the table, decide."""
     return planning.plan(options)
@@ -30,14 +28,11 @@ def plan(options: FetchOptions) -> FetchPlan:
     cache_policy=ByChunkKey(),
     persist_result=True,
     result_serializer="json",
-    retries=ATTEMPTS - 1,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=failure_may_pass,
+    **PATIENT,
 )
 def fetch_chunk(job: ChunkJob) -> dict[str, Any]:
     """Step 2: one chunk to a part. Gives its record (`ChunkResult`) as plain values."""
-    result: dict[str, Any] = msgspec.to_builtins(work.fetch_job(job.plan_path, job.number))
+    result: dict[str, Any] = msgspec.to_builtins(work.fetch_job(job.place, job.number))
     return result
 
 
@@ -47,7 +42,7 @@ def assemble(fetched: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
     return work.assemble(fetched, results)
 
 
-@task(task_run_name="fetch", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="fetch", cache_policy=NO_CACHE, persist_result=False, **PATIENT)
 def stream(planned: FetchPlan, told: Callable[[FetchPlan], OutputFile]) -> OutputFile:
     """Steps 2 and 3 in one, where there are no chunks: rows stream into the destination."""
     return told(planned)

@@ -6,6 +6,7 @@ second; a conversion needs no pandas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,15 @@ def from_numpy(values: NDArray[Any]) -> pa.Array:
     """An int32 or int64 NumPy array, of one dimension, as an Arrow array without nulls."""
     values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def from_texts(values: Sequence[str]) -> pa.Array:
+    """Texts as an Arrow array without nulls."""
+    encoded = [value.encode() for value in values]
+    offsets = np.zeros(len(encoded) + 1, np.int32)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
 
 def to_numpy(array: pa.Array) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from test_fetch_rows import numbered
 from prefect_cytotable.flows import fetch_obs
 from prefect_cytotable.tasks.core.errors import DestinationBusyError, DestinationExistsError, MemoryBudgetError
 from prefect_cytotable.tasks.core.model import ChunkResult
-from prefect_cytotable.tasks.core.store import lock
+from prefect_cytotable.tasks.core.store import lock, neighbour
 
 pytestmark = pytest.mark.usefixtures("local")
 
@@ -130,7 +130,7 @@ def test_a_destination_that_is_there_is_replaced_only_where_that_is_wished(censu
     with pytest.raises(DestinationExistsError, match="is a folder"):
         fetch_obs(census, "folder.csv", tissue="ureter", overwrite=True)
     assert (tmp_path / "out.csv").read_text() == "mine"
-    with lock(tmp_path / "out.csv"), pytest.raises(DestinationBusyError):
+    with lock(neighbour(tmp_path / "out.csv"), "out.csv"), pytest.raises(DestinationBusyError):
         fetch_obs(census, "out.csv", tissue="ureter", overwrite=True)
     fetch_obs(census, "out.csv", tissue="ureter", overwrite=True)
     assert (tmp_path / "out.csv").read_text().startswith('"soma_joinid","dataset_id"')

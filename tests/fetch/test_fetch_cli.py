@@ -32,7 +32,7 @@ def test_options_of_the_study_have_their_counterparts(census: Path, capsys: pyte
     assert "buffers of 195.3 KiB for each column" in told.err
     assert re.search(r"^rows: [\d,]+ of 30,000, 3 columns$", told.err, re.MULTILINE)
     assert pyarrow.feather.read_table("out.feather").column_names == ["nnz", "sex", "cell_type"]
-    assert run(census, "var.csv", "-V", "-c", "soma_joinid", "--quiet") == 0
+    assert run(census, "var.csv", "--axis", "var", "-c", "soma_joinid", "--quiet") == 0
     assert capsys.readouterr().err == ""
     assert Path("var.csv").read_text().splitlines() == ['"soma_joinid"', *map(str, range(400))]
 

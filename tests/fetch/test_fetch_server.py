@@ -133,7 +133,7 @@ def test_rows_stream_in_one_task_and_the_summary_is_an_artifact(
     run = run_told(client, heard)
     assert (run.name, run.state_name) == ("lung of census to out.feather", "Completed")
     assert run.parameters["source_path"] == str(census)
-    assert tasks_of(client, run, 2) == {"plan": "Completed", "fetch": "Completed"}
+    assert tasks_of(client, run, 2) == {"plan obs": "Completed", "fetch obs": "Completed"}
     (artifact,) = client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     )
@@ -161,7 +161,7 @@ def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
         )
         assert Path(fetched.path).read_bytes() == undisturbed
         states = tasks_of(client, run_told(client, heard), 5)
-        assert states.pop("plan") == states.pop("write") == "Completed"
+        assert states.pop("plan obs") == states.pop("write") == "Completed"
         return fetched.chunks_reused, states
 
     names = ["joinids 0 to 9,999", "joinids 10,000 to 19,999", "joinids 20,000 to 29,999"]

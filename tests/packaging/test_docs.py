@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "presets", "demo", "server")
+COMMANDS = ("convert", "plan", "presets", "demo", "server", "profile", "memory")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def test_every_option_is_documented_and_no_other(
     assert all(everywhere <= one for one in found.values())
     assert documented("convert and plan") == found["plan"] - everywhere
     assert documented("convert alone") == found["convert"] - found["plan"]
-    assert documented("server") == found["server"] - everywhere
+    for one in ("server", "profile", "memory"):
+        assert documented(one) == found[one] - everywhere
     assert found["presets"] == found["demo"] == everywhere
 
 
@@ -143,7 +144,8 @@ def test_options_have_the_arguments_that_they_are_said_to_have() -> None:
 
 def test_readme_options_are_documented() -> None:
     shown = set(re.findall(r"`(--[a-z][a-z-]*[a-z])", README.read_text(encoding="utf-8")))
-    known = documented("convert and plan") | documented("convert alone") | documented("server")
+    known = documented("convert and plan") | documented("convert alone")
+    known |= {option for one in ("server", "profile", "memory") for option in documented(one)}
     assert shown <= known
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import random
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
@@ -19,7 +16,7 @@ from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.pipeline import lines
 from prefect_cytotable.tasks.core.soma.rows import slices
-from prefect_cytotable.tasks.core.work import ATTEMPTS, FIRST_DELAY, may_pass
+from prefect_cytotable.tasks.core.work import PlanPlace, with_retries
 
 
 class LocalFetcher:
@@ -31,29 +28,29 @@ class LocalFetcher:
 
     def plan(self, options: FetchOptions) -> FetchPlan:
         """Look at the table and decide."""
-        return planning.plan(options)
+        return with_retries(lambda: planning.plan(options))
 
     def stream(self, plan: FetchPlan) -> OutputFile:
         """The whole table to the destination."""
-        return streamed(plan, self._progress)
+        return with_retries(lambda: streamed(plan, self._progress))
 
-    def fetch(self, plan: FetchPlan, plan_path: Path) -> list[ChunkResult]:
+    def fetch(self, plan: FetchPlan, place: PlanPlace) -> list[ChunkResult]:
         """Every chunk to a part."""
         self._progress.start(len(plan.chunks), plan.table.rows)
         results: dict[int, ChunkResult] = {}
         try:
-            for result in self._results(plan, str(plan_path), results):
+            for result in self._results(plan, place, results):
                 results[result.number] = result
                 self._progress.advance(result)
         finally:
             self._progress.finish()
         return [results[number] for number in range(len(plan.chunks))]
 
-    def _results(self, plan: FetchPlan, path: str, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
+    def _results(self, plan: FetchPlan, place: PlanPlace, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
         for attempt in range(1, POOL_ATTEMPTS + 1):
             waiting = [chunk.number for chunk in plan.chunks if chunk.number not in done]
             try:
-                yield from _pooled(self._pool(plan.workers), path, waiting)
+                yield from _pooled(self._pool(plan.workers), place, waiting)
                 return
             except BrokenProcessPool as error:
                 if attempt == POOL_ATTEMPTS:
@@ -85,23 +82,16 @@ def streamed(plan: FetchPlan, progress: Progress) -> OutputFile:
         progress.finish()
 
 
-def _pooled(pool: Executor, path: str, numbers: list[int]) -> Iterator[ChunkResult]:
+def _pooled(pool: Executor, place: PlanPlace, numbers: list[int]) -> Iterator[ChunkResult]:
     """Results as they are done; after a failure nothing new is begun."""
     try:
-        futures: list[Future[ChunkResult]] = [pool.submit(fetch_job_with_retries, path, number) for number in numbers]
+        futures: list[Future[ChunkResult]] = [pool.submit(fetch_job_with_retries, place, number) for number in numbers]
         for future in as_completed(futures):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def fetch_job_with_retries(plan_path: str, number: int) -> ChunkResult:
+def fetch_job_with_retries(place: PlanPlace, number: int) -> ChunkResult:
     """One chunk, tried up to three times where the error may pass."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return work.fetch_job(plan_path, number)
-        except Exception as error:
-            if attempt == ATTEMPTS or not may_pass(error):
-                raise
-            time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(1, 1.5))
-    raise AssertionError("unreachable")
+    return with_retries(lambda: work.fetch_job(place, number))

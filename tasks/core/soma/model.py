@@ -37,6 +37,8 @@ class FetchOptions:
     Attributes:
         source: A path, a URI, or "census:VERSION".
         destination: The absolute path of the file to write.
+        scratch: The folder for the destination's lock, and for outputs until they are whole; on the same disk.
+        var_destination: The file for the joinids of var; empty where they are not wanted.
         columns: In the order of the output; empty for all.
         value_filter: Of the user, in SOMA's language; empty for none.
         memory_budget: Bytes above the interpreters with their imports, for all workers together.
@@ -46,6 +48,8 @@ class FetchOptions:
 
     source: str
     destination: str
+    scratch: str
+    var_destination: str
     work_dir: str
     format: TableFormat
     axis: Axis
@@ -177,6 +181,8 @@ class Fetched:
         open_seconds: Opening the store and finding the table.
         query_seconds: Its schema, its labels, its range, and the plan.
         fetch_seconds: Reading and writing.
+        var_path: The file with the joinids of var; empty where they were not asked for.
+        var_rows: How many these are.
     """
 
     path: str
@@ -192,3 +198,5 @@ class Fetched:
     open_seconds: float
     query_seconds: float
     fetch_seconds: float
+    var_path: str
+    var_rows: int

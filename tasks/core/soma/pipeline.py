@@ -6,16 +6,18 @@ import errno
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import show_bytes
-from prefect_cytotable.tasks.core.errors import ArgumentError, DestinationExistsError, DiskSpaceError
+from prefect_cytotable.tasks.core.errors import ArgumentError, DestinationExistsError, DiskSpaceError, LayoutError
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
-from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
+from prefect_cytotable.tasks.core.soma.model import JOINID, Axis, Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.work import save_plan
-from prefect_cytotable.tasks.core.store import Store, discard, lock, neighbour, sweep
+from prefect_cytotable.tasks.core.store import LocalStore, lock
+from prefect_cytotable.tasks.core.work import PlanPlace
 
 
 class FetchCaller(Protocol):
@@ -26,15 +28,15 @@ class FetchCaller(Protocol):
         ...
 
     def stream(self, plan: FetchPlan) -> OutputFile:
-        """The whole table to the destination."""
+        """The whole table to a temporary file."""
         ...
 
-    def fetch(self, plan: FetchPlan, plan_path: Path) -> list[ChunkResult]:
+    def fetch(self, plan: FetchPlan, place: PlanPlace) -> list[ChunkResult]:
         """Every chunk to a part; records in the order of the chunks."""
         ...
 
     def assemble(self, plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
-        """The parts to the destination."""
+        """The parts to a temporary file."""
         ...
 
     def publish(self, fetched: Fetched) -> None:
@@ -49,47 +51,46 @@ def run(options: FetchOptions, caller: FetchCaller) -> Fetched:
         CytotableError: Something is not as it should be; the message says what, where, and what to do. Parts that
             are done stay in the work folder and serve the next run.
     """
-    destination, store = Path(options.destination), Store(Path(options.work_dir))
+    here, store = LocalStore(options.scratch), LocalStore(options.work_dir)
     check_destination(options)
-    with lock(destination):
+    with lock(Path(here.folder), options.destination):
         try:
             fetched = _run(options, caller, store)
         except BaseException as error:
-            _tidy(store.folder)
-            _tidy(neighbour(destination))
+            here.sweep()
+            store.remove_if_unused()
+            here.remove_if_unused()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskSpaceError(
-                    f"{destination}: no space left on the disk ({error}). Make room, or choose another destination or "
-                    f"work_dir. The same command then goes on with the parts that are done."
+                    f"{options.destination}: no space left on the disk ({error}). Make room, or choose another "
+                    f"destination or work_dir. The same command then goes on with the parts that are done."
                 ) from error
             raise
         if not options.keep_chunks:
-            for folder in (store.parts, store.records, store.results):
-                discard(folder)
-        _tidy(store.folder)
-        _tidy(neighbour(destination))
+            store.clear()
+        store.remove_if_unused()
+        here.remove_if_unused()
     caller.publish(fetched)
     return fetched
 
 
-def _run(options: FetchOptions, caller: FetchCaller, store: Store) -> Fetched:
-    sweep(store.folder)
-    sweep(neighbour(Path(options.destination)))
-    plan = caller.plan(options)
+def _run(options: FetchOptions, caller: FetchCaller, store: LocalStore) -> Fetched:
+    for folder in (store, LocalStore(options.scratch)):
+        folder.sweep()
+    with marked("plan"):
+        plan = caller.plan(options)
+        var_plan = _var_plan(options, plan, caller) if options.var_destination else None
     started = time.perf_counter()
-    results: list[ChunkResult] = []
-    if plan.chunks:
-        store.prepare()
-        path = save_plan(plan, store)
-        try:
-            results = caller.fetch(plan, path)
-        finally:
-            discard(path)
-        file = caller.assemble(plan, results)
-    else:
-        file = caller.stream(plan)
+    var_file = None
+    if var_plan is not None:
+        with marked("fetch var joinids"):
+            var_file = caller.stream(var_plan)
+    file, results = _rows(plan, caller, store)
+    if var_file is not None:
+        Path(var_file.path).replace(options.var_destination)
+    Path(file.path).replace(options.destination)  # last: where it is, all of it is
     return Fetched(
-        path=file.path,
+        path=options.destination,
         rows=file.rows,
         columns=file.columns,
         size=file.size,
@@ -102,7 +103,36 @@ def _run(options: FetchOptions, caller: FetchCaller, store: Store) -> Fetched:
         open_seconds=plan.open_seconds,
         query_seconds=plan.query_seconds,
         fetch_seconds=round(time.perf_counter() - started, 3),
+        var_path=options.var_destination,
+        var_rows=0 if var_file is None else var_file.rows,
     )
+
+
+def _rows(plan: FetchPlan, caller: FetchCaller, store: LocalStore) -> tuple[OutputFile, list[ChunkResult]]:
+    """The file with the rows, still among the temporary ones, and the records of its chunks."""
+    if not plan.chunks:
+        with marked("fetch"):
+            return caller.stream(plan), []
+    store.prepare()
+    place = save_plan(plan, store)
+    try:
+        results = caller.fetch(plan, place)
+    finally:
+        store.remove_plan(place.path)
+    with marked("write"):
+        return caller.assemble(plan, results), results
+
+
+def _var_plan(options: FetchOptions, plan: FetchPlan, caller: FetchCaller) -> FetchPlan:
+    """The plan for the joinids of var: a table of one column, for which chunks do not pay."""
+    asked = replace(options, axis=Axis.VAR, columns=(JOINID,), tissue="", value_filter="", chunk_ids=0, workers=1)
+    found = caller.plan(asked)
+    if found.table.place.uri == plan.table.place.uri:
+        raise LayoutError(
+            f"{options.source} is a data frame, which has no var beside it. Give the experiment, or leave out "
+            f"var_joinids."
+        )
+    return replace(found, chunks=())
 
 
 def check_destination(options: FetchOptions) -> None:
@@ -113,28 +143,15 @@ def check_destination(options: FetchOptions) -> None:
         ArgumentError: Its folder cannot be made.
     """
     destination = Path(options.destination)
-    if destination.is_dir():
-        raise DestinationExistsError(
-            f"{destination} is a folder. Name a file, for example {destination / 'obs.feather'}."
-        )
-    if os.path.lexists(destination) and not options.overwrite:
-        raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
+    for path in (destination, *([Path(options.var_destination)] if options.var_destination else [])):
+        if path.is_dir():
+            raise DestinationExistsError(f"{path} is a folder. Name a file, for example {path / 'obs.feather'}.")
+        if os.path.lexists(path) and not options.overwrite:
+            raise DestinationExistsError(f"{path} exists. Choose another, or replace it with overwrite=True.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"{destination}: its folder cannot be made ({error.strerror}).") from error
-
-
-def _tidy(folder: Path) -> None:
-    """Remove a folder of a run where it holds nothing but the lock and empty folders."""
-    store = Store(folder)
-    for inner in (store.parts, store.records, store.results):
-        with suppress(OSError):
-            inner.rmdir()
-    with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {"lock"}:
-            (folder / "lock").unlink(missing_ok=True)
-            folder.rmdir()
 
 
 def lines(fetched: Fetched) -> list[str]:
@@ -145,6 +162,8 @@ def lines(fetched: Fetched) -> list[str]:
         f"read {fetched.batch_rows:,} joinids a batch, {fetched.batches} at a time, with buffers of "
         f"{show_bytes(fetched.buffer_bytes)} for each column",
     ]
+    if fetched.var_path:
+        text.insert(2, f"wrote {fetched.var_path}: {fetched.var_rows:,} joinids of var")
     if fetched.chunks:
         reused = f", {fetched.chunks_reused} of them done before" if fetched.chunks_reused else ""
         text.append(f"{fetched.chunks} chunk(s){reused}")

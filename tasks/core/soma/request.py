@@ -38,17 +38,19 @@ def make_fetch_options(
     work_dir: str | Path | None,
     overwrite: bool,
     keep_chunks: bool,
+    var_joinids: bool,
 ) -> FetchOptions:
     """The options of a fetch. See `prefect_cytotable.flows.fetch_obs` for the arguments.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
     """
-    for name, value in (("source_path", source_path), ("dest_path", dest_path)):
-        if not str(value).strip():
+    for name, path in (("source_path", source_path), ("dest_path", dest_path)):
+        if not str(path).strip():
             raise ArgumentError(f"{name} is empty.")
-    if "://" in str(dest_path):
-        raise ArgumentError(f"dest_path is {str(dest_path)!r}; a fetch writes local files only.")
+    for name, place in (("dest_path", str(dest_path)), ("work_dir", str(work_dir))):
+        if "://" in place:
+            raise ArgumentError(f"{name} is {place!r}; a fetch writes local files only.")
     for name, number in (("chunk_size", chunk_size), ("workers", workers)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ArgumentError(f"{name} is {number!r}, not a positive number.")
@@ -56,12 +58,16 @@ def make_fetch_options(
         raise ArgumentError(f"axis is {axis!r}. {nearest(str(axis), list(Axis))}")
     if tissue and axis != Axis.OBS:
         raise ArgumentError("tissue was given together with axis='var', whose rows are no cells. Leave one out.")
+    if var_joinids and axis != Axis.OBS:
+        raise ArgumentError("var_joinids was given together with axis='var', which has them already. Leave one out.")
     if value_filter:
         columns_of(value_filter)
     destination = Path(dest_path).expanduser().absolute()
     return FetchOptions(
         source=_source(source_path),
         destination=str(destination),
+        scratch=str(neighbour(destination)),
+        var_destination=str(var_destination(destination)) if var_joinids else "",
         work_dir=str(_work_folder(work_dir, destination)),
         format=_format(dest_datatype, destination),
         axis=Axis(axis),
@@ -77,6 +83,15 @@ def make_fetch_options(
         overwrite=bool(overwrite),
         keep_chunks=bool(keep_chunks),
     )
+
+
+def var_destination(destination: Path) -> Path:
+    """The file for the joinids of var, beside the destination.
+
+    >>> var_destination(Path("data/lung.feather")).as_posix()
+    'data/lung.var.feather'
+    """
+    return destination.with_name(f"{destination.stem}.var{destination.suffix}")
 
 
 def _source(source: str | Path) -> str:

@@ -1,4 +1,7 @@
-"""The steps that read rows: one chunk to a part, parts to the output, or the whole table straight to the output."""
+"""The steps that read rows: one chunk to a part, parts to the output, or the whole table straight to the output.
+
+An output is a temporary file here; the pipeline gives it its name once everything that was asked for is whole.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,45 @@ import msgspec
 import pyarrow as pa
 
 from prefect_cytotable.tasks.core.errors import AccountError, DamagedPartError
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import Account, ChunkResult, OutputFile, Part
 from prefect_cytotable.tasks.core.report import PRODUCER
 from prefect_cytotable.tasks.core.sinks.parquet import checksum
 from prefect_cytotable.tasks.core.soma import sinks
 from prefect_cytotable.tasks.core.soma.memory import system_memory
-from prefect_cytotable.tasks.core.soma.model import FetchPlan, TableFormat
+from prefect_cytotable.tasks.core.soma.model import FetchPlan, Range, TableFormat
 from prefect_cytotable.tasks.core.soma.rows import output_schema, tables
-from prefect_cytotable.tasks.core.store import TEMPORARY, Store, discard, neighbour, whole
+from prefect_cytotable.tasks.core.store import PLAN, TEMPORARY, LocalStore, discard, whole
+from prefect_cytotable.tasks.core.work import PlanPlace
 
 # Made while one thread imports this module, as in `prefect_cytotable.tasks.core.store`.
 _PLAN = msgspec.json.Decoder(FetchPlan)
 
 
-def save_plan(plan: FetchPlan, store: Store) -> Path:
-    """Write a plan where chunk tasks find it; returns its path."""
-    path = store.folder / f"plan-{secrets.token_hex(8)}.json"
+def save_plan(plan: FetchPlan, store: LocalStore) -> PlanPlace:
+    """Write a plan where chunk tasks find it; returns its place."""
+    path = Path(store.folder) / f"{PLAN}{secrets.token_hex(8)}.json"
     with whole(path) as temporary:
         temporary.write_bytes(msgspec.json.encode(plan))
-    return path
+    return PlanPlace(str(path))
 
 
 @lru_cache(maxsize=4)
-def _plan(path: str) -> FetchPlan:
-    return _PLAN.decode(Path(path).read_bytes())
+def _plan(place: PlanPlace) -> FetchPlan:
+    return _PLAN.decode(Path(place.path).read_bytes())
 
 
-def fetch_job(plan_path: str, number: int) -> ChunkResult:
-    """Fetch chunk `number` of the plan in the file `plan_path`, unless it is done already."""
-    plan = _plan(plan_path)
-    chunk, store = plan.chunks[number], Store(Path(plan.options.work_dir))
+def fetch_job(place: PlanPlace, number: int) -> ChunkResult:
+    """Fetch chunk `number` of the plan at `place`, unless it is done already."""
+    plan = _plan(place)
+    chunk = plan.chunks[number]
+    with marked(chunk.name):
+        return _fetched(plan, chunk, LocalStore(plan.options.work_dir))
+
+
+def _fetched(plan: FetchPlan, chunk: Range, store: LocalStore) -> ChunkResult:
     if (done := store.load(chunk.key)) is not None:
-        return replace(done, number=number)
+        return replace(done, number=chunk.number)
     started = time.perf_counter()
     path = store.parts / f"{chunk.key}.feather"
     with system_memory(), whole(path) as temporary:
@@ -58,14 +68,14 @@ def fetch_job(plan_path: str, number: int) -> ChunkResult:
         )
     part = Part(plan.options.axis.value, str(path), rows, size, checksum(path))
     result = ChunkResult(
-        chunk.key, number, (part,), (_account(plan, rows),), seconds=round(time.perf_counter() - started, 3)
+        chunk.key, chunk.number, (part,), (_account(plan, rows),), seconds=round(time.perf_counter() - started, 3)
     )
     store.save(result)
     return result
 
 
 def stream(plan: FetchPlan, heard: Callable[[ChunkResult], None]) -> OutputFile:
-    """The whole table to the destination, without parts.
+    """The whole table to a temporary file, without parts.
 
     Args:
         plan: Without chunks.
@@ -80,7 +90,7 @@ def stream(plan: FetchPlan, heard: Callable[[ChunkResult], None]) -> OutputFile:
 
 
 def assemble(plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
-    """The parts, in order, to the destination."""
+    """The parts, in order, to a temporary file."""
     parts = [part for result in results for part in result.parts]
     file = _written(plan, _parts(parts))
     if file.rows != sum(part.rows for part in parts):
@@ -104,16 +114,19 @@ def _parts(parts: Iterable[Part]) -> Iterator[pa.Table]:
 
 
 def _written(plan: FetchPlan, rows: Iterable[pa.Table]) -> OutputFile:
-    options, destination = plan.options, Path(plan.options.destination)
-    temporary = neighbour(destination) / f"{TEMPORARY}{secrets.token_hex(6)}"
+    """Rows to a file in the scratch folder, checked; giving it its name is left to who asked for it."""
+    options = plan.options
+    temporary = Path(options.scratch) / f"{TEMPORARY}{secrets.token_hex(6)}"
     try:
         with system_memory():
             schema = output_schema(plan.table).with_metadata(_metadata(plan))
             count, size = sinks.write(rows, schema, options.format, temporary, plan.group_rows)
-        temporary.replace(destination)
-    finally:
+    except BaseException:
         discard(temporary)
-    return OutputFile(options.axis.value, destination.name, str(destination), count, len(plan.table.columns), size)
+        raise
+    return OutputFile(
+        options.axis.value, Path(options.destination).name, str(temporary), count, len(plan.table.columns), size
+    )
 
 
 def _metadata(plan: FetchPlan) -> dict[str, str]:
