@@ -14,6 +14,8 @@ import pytest
 from fetching_tools import listing
 
 from prefect_cytotable.flows import cli, fetch_obs
+from prefect_cytotable.tasks.core.errors import ArgumentError, LayoutError
+from prefect_cytotable.tasks.core.memory.report import load
 from prefect_cytotable.tasks.core.soma.errors import SomaMissingError, SomaUnreachableError
 
 pytestmark = pytest.mark.usefixtures("local")
@@ -35,6 +37,50 @@ def test_options_of_the_study_have_their_counterparts(census: Path, capsys: pyte
     assert run(census, "var.csv", "--axis", "var", "-c", "soma_joinid", "--quiet") == 0
     assert capsys.readouterr().err == ""
     assert Path("var.csv").read_text().splitlines() == ['"soma_joinid"', *map(str, range(400))]
+
+
+def test_joinids_of_var_come_beside_the_rows(
+    census: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(census, "ureter.feather", "-t", "ureter", "-V") == 0
+    assert "ureter.var.feather: 400 joinids of var" in capsys.readouterr().err
+    var = pyarrow.feather.read_table("ureter.var.feather")
+    assert var.to_pydict() == {"soma_joinid": list(range(400))}
+    assert set(pyarrow.feather.read_table("ureter.feather").column("tissue_general").to_pylist()) == {"ureter"}
+    assert listing(tmp_path) == ["ureter.feather", "ureter.var.feather"]
+    (tmp_path / "ureter.feather").unlink()
+    assert run(census, "ureter.feather", "-t", "ureter", "-V") == 1  # what would be replaced is there
+    assert "ureter.var.feather exists" in capsys.readouterr().err
+    assert listing(tmp_path) == ["ureter.var.feather"]
+
+
+def test_joinids_of_var_or_nothing(census: Path, tmp_path: Path) -> None:
+    frame = census / "census_data" / "homo_sapiens" / "obs"
+    with pytest.raises(LayoutError, match="no var beside it"):
+        fetch_obs(frame, "out.csv", var_joinids=True)
+    with pytest.raises(ArgumentError, match="has them already"):
+        fetch_obs(census, "out.csv", axis="var", var_joinids=True)
+    with pytest.raises(LayoutError, match="no measurement 'ATAC'"):
+        fetch_obs(census, "out.csv", measurement="ATAC", var_joinids=True)
+    assert listing(tmp_path) == []
+
+
+def test_a_profile_of_the_command_names_its_steps(census: Path, tmp_path: Path) -> None:
+    pytest.importorskip("memray")
+    assert cli.main(["profile", "--out", "memory", "--", "fetch", str(census), "out.feather", "--quiet"]) == 0
+    found = load(tmp_path / "memory")
+    assert [task.name for task in found.tasks] == ["plan", "fetch"]
+    (process,) = found.processes
+    assert process.arrow_pool == "system"  # chosen before Arrow was imported
+    assert found.peaks.allocated < GIB
+    assert pyarrow.feather.read_table("out.feather").num_rows == 30_000
+
+
+def test_a_call_is_profiled_with_its_chunks(census: Path, tmp_path: Path) -> None:
+    pytest.importorskip("memray")
+    fetch_obs(census, "out.feather", tissue="lung", chunk_size=15_000, workers=1, profile=tmp_path / "memory")
+    names = {task.name for task in load(tmp_path / "memory").tasks}
+    assert names == {"plan", "joinids 0 to 14,999", "joinids 15,000 to 29,999", "write"}
 
 
 @pytest.mark.parametrize(

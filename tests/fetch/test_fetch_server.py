@@ -172,6 +172,10 @@ def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
     assert reused == 2
     assert sorted(states.values()) == ["Cached", "Cached", "Completed"]
     assert sorted(states) == names
+    sorted(tmp_path.rglob("parts/*"))[-1].unlink()
+    reused, states = again("dask")
+    assert reused == 2
+    assert sorted(states.values()) == ["Cached", "Cached", "Completed"]
 
 
 def test_inside_a_flow_it_is_a_subflow_and_an_error_is_told(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.errors import AccountError
 from prefect_cytotable.tasks.core.soma import opening
 from prefect_cytotable.tasks.core.soma.filters import with_ids
@@ -79,11 +80,24 @@ def _slice(frame: Any, table: Table, sizes: Sizes, first: int, last: int) -> lis
     columns = list(dict.fromkeys((*table.columns, JOINID)))
     where, value_filter = _bounds(table, first, last)
     with opening.reading(table.place.uri, sizes):
-        pieces = list(frame.read(where, columns, value_filter=value_filter or None))
-    pieces = [piece for piece in pieces if piece.num_rows]
+        read = frame.read(where, columns, value_filter=value_filter or None)
+        pieces = [_compact(piece) for piece in read if piece.num_rows]
     if pieces:
         pieces = _ordered(pieces, first, last)
     return [piece.select(list(table.columns)) for piece in pieces]
+
+
+def _compact(piece: pa.Table) -> pa.Table:
+    """The rows in memory of their own: those that come hold on to SOMA's buffers, however few rows are in them."""
+    return pa.table([_copied(column) for column in piece.columns], schema=piece.schema)
+
+
+def _copied(column: pa.ChunkedArray) -> pa.Array:
+    chunks = column.chunks
+    if not pa.types.is_dictionary(column.type) or len(chunks) != 1:
+        return pa.concat_arrays([*chunks, empty(column.type)])
+    codes = pa.concat_arrays([chunks[0].indices, empty(column.type.index_type)])
+    return pa.DictionaryArray.from_arrays(codes, chunks[0].dictionary, ordered=column.type.ordered, safe=False)
 
 
 def _bounds(table: Table, first: int, last: int) -> tuple[tuple[slice, ...], str]:

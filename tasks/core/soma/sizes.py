@@ -20,6 +20,10 @@ TEXT = 16
 COPIES = 2
 """A slice lies in SOMA's buffers and in Arrow's arrays."""
 
+BATCHES = 2
+"""Batches that a slice comes in where all its rows are wanted. One takes 15% less CPU and 45 MiB more, four take 30% more
+CPU and save 6 MiB (measured, two readers, columns of the Census)."""
+
 MOST_READERS = 4
 """Slices read at the same time: TileDB decodes one mostly on one thread (measured: 2 readers 1.5 times as fast)."""
 
@@ -85,7 +89,7 @@ def sizes(budget: int, bytes_of_row: int, widest_value: int, buffer_bytes: int, 
     readers = min(max(budget // max(each, 1) - 1, 1), max(threads, 1), MOST_READERS)
     return Sizes(
         rows=rows,
-        buffer_bytes=buffer_bytes or max(rows * widest_value, _SMALLEST_BUFFER),
+        buffer_bytes=buffer_bytes or max(rows // BATCHES * widest_value, _SMALLEST_BUFFER),
         readers=readers,
         tile_bytes=max(budget // (2 * readers), SMALLEST_BUDGET // 2),
     )
