@@ -39,9 +39,7 @@ def test_options_of_the_study_have_their_counterparts(census: Path, capsys: pyte
     assert Path("var.csv").read_text().splitlines() == ['"soma_joinid"', *map(str, range(400))]
 
 
-def test_joinids_of_var_come_beside_the_rows(
-    census: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_joinids_of_var_come_beside_the_rows(census: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(census, "ureter.feather", "-t", "ureter", "-V") == 0
     assert "ureter.var.feather: 400 joinids of var" in capsys.readouterr().err
     var = pyarrow.feather.read_table("ureter.var.feather")

@@ -16,7 +16,7 @@ from pyarrow.feather import read_table
 from prefect_cytotable.flows import fetch_obs
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "places"))  # its servers are for these tests too
-from place_servers import Bucket, running  # noqa: E402
+from place_servers import Bucket, running
 
 pytestmark = pytest.mark.usefixtures("local")
 
@@ -70,7 +70,11 @@ fetch_obs(sys.argv[1], "out.feather", tissue="lung", chunk_size={CHUNK}, task_ru
 def test_a_run_over_s3_that_is_killed_is_gone_on_with(bucket: Bucket, census: Path, tmp_path: Path) -> None:
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, bucket.url("experiment")], env=here, capture_output=True, timeout=300, check=False
+        [sys.executable, "-c", KILLED, bucket.url("experiment")],
+        env=here,
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "out.feather").exists()

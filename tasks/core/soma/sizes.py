@@ -21,8 +21,8 @@ COPIES = 2
 """A slice lies in SOMA's buffers and in Arrow's arrays."""
 
 BATCHES = 2
-"""Batches that a slice comes in where all its rows are wanted. One takes 15% less CPU and 45 MiB more, four take 30% more
-CPU and save 6 MiB (measured, two readers, columns of the Census)."""
+"""Batches that a slice comes in where all its rows are wanted. One takes 15% less CPU and 45 MiB more, four take 30%
+more CPU and save 6 MiB (measured, two readers, columns of the Census)."""
 
 MOST_READERS = 4
 """Slices read at the same time: TileDB decodes one mostly on one thread (measured: 2 readers 1.5 times as fast)."""
