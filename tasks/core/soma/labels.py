@@ -19,7 +19,10 @@ class Labels:
         self.type = type_
         self._codes: dict[object, int] = {}
         self._dictionary: pa.Array | None = None
-        self._mapping: NDArray[np.int32] = np.empty(0, np.int32)
+        # Codes of the column's own width need no cast; an unsigned width has no room for "none yet".
+        signed = pa.types.is_signed_integer(type_.index_type)
+        self._width = np.dtype(type_.index_type.to_pandas_dtype() if signed else np.int64)
+        self._mapping: NDArray[np.signedinteger] = np.empty(0, self._width)
         self._values = pa.array([], type_.value_type)
 
     def encode(self, values: pa.DictionaryArray) -> pa.Array:
@@ -30,15 +33,15 @@ class Labels:
             return pa.nulls(len(indices), self.type.index_type)
         valid = indices.is_valid().to_numpy(zero_copy_only=False) if indices.null_count else None
         positions = (indices.fill_null(0) if indices.null_count else indices).to_numpy()
-        codes = self._mapping[positions]
+        codes = self._mapping.take(positions)
         unseen = (codes < 0) if valid is None else (codes < 0) & valid
         if unseen.any():
             self._learn(positions[unseen])
-            codes = self._mapping[positions]
+            codes = self._mapping.take(positions)
         if valid is None:
-            return pa.array(codes).cast(self.type.index_type)
+            return _typed(pa.array(codes), self.type)
         codes[~valid] = 0  # what lies below a null is written too
-        return pa.array(codes, mask=~valid).cast(self.type.index_type)
+        return _typed(pa.array(codes, mask=~valid), self.type)
 
     def dictionary(self) -> pa.Array:
         """The labels, by code."""
@@ -55,7 +58,7 @@ class Labels:
         if self.type.ordered:
             for label in labels:
                 self._codes.setdefault(label, len(self._codes))
-        self._mapping = np.array([self._codes.get(label, -1) for label in labels], np.int32)
+        self._mapping = np.array([self._codes.get(label, -1) for label in labels], self._width)
 
     def _learn(self, positions: NDArray[np.integer]) -> None:
         """Give codes to entries of the dictionary, in the order in which they come."""
@@ -75,7 +78,13 @@ def narrowed(codes: pa.Array, labels: Labels) -> pa.DictionaryArray:
         if codes.null_count and not (values[codes.is_valid().to_numpy(zero_copy_only=False)] == 0).any():
             used[0] = False
         kept = np.flatnonzero(used[: len(dictionary)])
-        dense = (np.cumsum(used, dtype=np.int32) - 1).clip(0)[values]
-        mask = ~codes.is_valid().to_numpy(zero_copy_only=False) if codes.null_count else None
-        codes, dictionary = pa.array(dense, mask=mask), dictionary.take(pa.array(kept))
-    return pa.DictionaryArray.from_arrays(codes.cast(labels.type.index_type), dictionary, ordered=labels.type.ordered)
+        if len(kept) < len(dictionary):
+            places = (np.cumsum(used, dtype=np.int64) - 1).clip(0).astype(values.dtype)
+            mask = ~codes.is_valid().to_numpy(zero_copy_only=False) if codes.null_count else None
+            codes = _typed(pa.array(places.take(values), mask=mask), labels.type)
+            dictionary = dictionary.take(pa.array(kept))
+    return pa.DictionaryArray.from_arrays(codes, dictionary, ordered=labels.type.ordered)
+
+
+def _typed(codes: pa.Array, type_: pa.DictionaryType) -> pa.Array:
+    return codes if codes.type == type_.index_type else codes.cast(type_.index_type)
