@@ -374,6 +374,8 @@ def test_a_call_is_never_made_of_what_is_only_named() -> None:
         unpickled(b"\x80\x02cnumpy\nndarray\n\x8a\x06\x00\x10\xa5\xd4\xe8\x00\x85\x85R.")
     with pytest.raises(PickleRefused, match="cannot be called"):
         unpickled(b"\x80\x04\x8c\x01x)R.")
+    with pytest.raises(PickleRefused, match="a class of its own"):
+        unpickled(b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n)N\x87R.")
 
 
 def test_references_to_outside_are_refused(path: Path) -> None:

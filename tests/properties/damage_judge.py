@@ -372,7 +372,7 @@ def agrees(found: object, raw: Raw, text: bool) -> object:
     if isinstance(raw, str) and text:
         return _agrees_with_text(found, raw)
     if raw is None or (isinstance(raw, float) and math.isnan(raw)):
-        return found is None
+        return found is None or (isinstance(found, float) and math.isnan(found))
     if isinstance(found, float) and not isinstance(raw, str | bytes):
         return float(raw) == found and math.copysign(1, found) == math.copysign(1, float(raw))
     if isinstance(found, str) and isinstance(raw, int | float):

@@ -32,6 +32,7 @@ from prefect_cytotable.tasks.core.request import make_options
 TIMES = os.environ.get("CYTOTABLE_EXAMPLES")
 """How many times the usual number of examples."""
 
+_OPTIONS = tuple(inspect.signature(make_options).parameters)
 _DEFAULTS = {name: one.default for name, one in inspect.signature(convert).parameters.items()}
 
 
@@ -148,9 +149,9 @@ def _check_left_over(out: Path) -> None:
 
 def _run(root: Path, out: Path, arguments: dict[str, Any]) -> Report | CytotableError:
     given = {**_DEFAULTS, "workers": 1, "image_columns": "all", "source_path": root, "dest_path": out, **arguments}
-    del given["task_runner"], given["progress"]
     try:
-        return pipeline.run(make_options(**given), LocalCaller(Runner.SEQUENTIAL, Silent()))
+        options = make_options(**{name: given[name] for name in _OPTIONS if name in given})
+        return pipeline.run(options, LocalCaller(Runner.SEQUENTIAL, Silent()))
     except CytotableError as error:
         return error
 

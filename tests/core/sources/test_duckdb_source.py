@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import struct
@@ -466,6 +467,18 @@ def test_several_threads_read_one_file_at_once(file: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_only_so_many_connections_read_at_once_as_fit_their_memory(file: Path) -> None:
+    made(file, PLATE)
+    with contextlib.ExitStack() as stack:
+        for _ in range(duckdb_file.AT_ONCE):
+            assert duckdb_file._turns.acquire(blocking=False)
+            duckdb_file._turns.release()
+            stack.enter_context(duckdb_file.reading(file, "x"))
+        assert not duckdb_file._turns.acquire(blocking=False)
+    assert duckdb_file._turns.acquire(blocking=False)
+    duckdb_file._turns.release()
 
 
 HOLD = """
