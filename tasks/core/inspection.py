@@ -383,6 +383,7 @@ def _check_connected(
         label = gathered.label(alone[0])
         example = f'relations={{"{label}.Parent_{gathered.label(base)}": "{gathered.label(base)}"}}'
         raise LayoutError(
-            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* column of theirs in "
-            f"{label}. Name the column ({example}), leave {label} out of compartments, or convert with join=False."
+            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* "
+            f"column of theirs in {label}. Name the column ({example}), leave {label} out of compartments, or convert "
+            f"with join=False."
         )

@@ -100,7 +100,7 @@ def test_deepprofiler_is_as_expected_in_the_precision_of_its_archive(samples: Pa
     features = [name for name in expected.column_names if name.startswith("efficientnet_")]
     assert len(features) == 6400
     assert {table.schema.field(name).type for name in features} == {pa.float32()}
-    doubles = {name: "double" for name in features}
+    doubles = dict.fromkeys(features, "double")
     wide = table.cast(pa.schema([(one.name, doubles.get(one.name, one.type)) for one in table.schema]))
     assert differences(wide, expected, ["Location_Center_X", "Location_Center_Y"]) == []
     unjoined: Any = convert(source, tmp_path / "tables", join=False, **arguments)

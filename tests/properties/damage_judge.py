@@ -380,7 +380,7 @@ def agrees(found: object, raw: Raw, text: bool) -> object:
     if isinstance(raw, str) and not isinstance(found, str):
         if found is None:
             return LOST if not _infinite(raw) else False
-        return isinstance(found, float) and math.isinf(found) and _infinite(raw)
+        return bool(_agrees_with_text(found, raw))
     if isinstance(raw, bytes):
         return LOST if found is None else found == raw or found == raw.decode("utf-8", "replace")
     return found == raw and isinstance(found, bool) == isinstance(raw, bool)

@@ -173,22 +173,48 @@ def key_of(value: Raw) -> int | None:
 
 def csv_world(files: Files, delimiter: str, root: str) -> World:
     """Datasets of CSV files: those of one folder whose names begin alike."""
+
+    def said(path: str, data: bytes) -> tuple[Said | None, tuple[Row, ...]]:
+        found = csv_said(path, data, delimiter)
+        return found, () if found else legible_lines(path, data, delimiter)
+
+    def combined(path: str, data: bytes) -> dict[str, Said | None]:
+        return combined_said(path, data, delimiter)
+
+    endings = (".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz", ".tsv.zst")
+    return grouped_world(files, endings, said, root, combined)
+
+
+def grouped_world(
+    files: Files,
+    endings: tuple[str, ...],
+    said: Callable[[str, bytes], tuple[Said | None, tuple[Row, ...]]],
+    root: str,
+    combined: Callable[[str, bytes], dict[str, Said | None]] | None = None,
+) -> World:
+    """Datasets of files that hold a table each.
+
+    Args:
+        files: All files.
+        endings: Of the names of those that count.
+        said: What a file says, and what is legible of it.
+        root: The name of the folder that all lie in.
+        combined: What a file says that holds several compartments side by side.
+    """
     groups: dict[tuple[str, str], dict[str, Source]] = {}
-    combined: set[tuple[str, str]] = set()
-    for path, folder, stem in _files(files, (".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz", ".tsv.zst")):
+    several: set[tuple[str, str]] = set()
+    for path, folder, stem in _files(files, endings):
         data = files[path]
         assert data is not None
         for before, key in _readings(stem, ("image", "nuclei", "cells", "cytoplasm")):
-            said = csv_said(path, data, delimiter)
-            legible = () if said else legible_lines(path, data, delimiter)
-            groups.setdefault((folder, before), {})[key] = Source(path, said, legible)
-        for before, _ in _readings(stem, ("object",)):
-            combined.add((folder, before))
+            groups.setdefault((folder, before), {})[key] = Source(path, *said(path, data))
+        for before, _ in _readings(stem, ("object",)) if combined else ():
+            several.add((folder, before))
             tables = groups.setdefault((folder, before), {})
-            for key, said in combined_said(path, data, delimiter).items():
+            for key, one in combined(path, data).items() if combined else ():
                 if key in ("nuclei", "cells", "cytoplasm"):
-                    tables.setdefault(key, Source(path, said))
-    return _named(groups, combined, root)
+                    tables.setdefault(key, Source(path, one))
+    return _named(groups, several, root)
 
 
 def _readings(stem: str, labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -299,9 +299,7 @@ def _has_hexadecimal(data: bytes | memoryview) -> bool:
     return bytes(data[:2]).lower() == b"0x" or _HEXADECIMAL.search(data) is not None
 
 
-def _arrow_table(
-    data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None
-) -> pa.Table:
+def _arrow_table(data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None) -> pa.Table:
     """What Arrow's parser makes of the rows; see `_parse`."""
     convert = arrow_csv.ConvertOptions(
         column_types={name: to_arrow(type_) for name, type_ in (types or {}).items()},

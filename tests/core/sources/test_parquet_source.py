@@ -165,6 +165,13 @@ def test_two_columns_of_one_name_are_a_bad_source(file: Path) -> None:
         READER.columns(source_of(file))
 
 
+def test_a_name_that_is_no_utf8_is_a_bad_source(file: Path) -> None:
+    written(file, {"Value": [1]}, store_schema=False)
+    file.write_bytes(file.read_bytes().replace(b"Value", b"\xffalue"))
+    with pytest.raises(BadSourceError, match="cannot be read as Parquet"):
+        READER.columns(source_of(file))
+
+
 def test_columns_come_in_the_order_of_the_file_with_any_name(file: Path) -> None:
     names = ["z", "a.b", "a", 'odd "name"\n', "ü", " "]
     source = written(file, {name: [number] for number, name in enumerate(names)})
@@ -407,6 +414,9 @@ def test_datasets_inside_one_file(file: Path, array: pa.Array, rows: list[str | 
     together = READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources])
     assert together is not None
     assert together.counts == tuple(map(len, expected.values()))
+    some = READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources[:1]])
+    assert some is not None
+    assert some.table.column("ObjectNumber").to_pylist() == expected[rows[0]]
     for place, objects in enumerate(expected.values()):
         here = together.table.filter(pa.array(together.order == place))
         assert here.column("ObjectNumber").to_pylist() == objects

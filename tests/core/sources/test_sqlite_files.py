@@ -237,7 +237,9 @@ def test_other_values_in_a_column_are_told_of_each_dataset(tmp_path: Path) -> No
     """Read together as read alone: widened, null and counted by the same rules."""
     path = write_numbered(tmp_path / "a.sqlite", numbered_tables({"a": {1: 3}, "b": {1: 3}}))
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE Cells SET Cells_AreaShape_Area = 'junk' WHERE TableNumber = 'a' AND ObjectNumber = 2")
+        connection.execute(
+            "UPDATE Cells SET Cells_AreaShape_Area = 'junk' WHERE TableNumber = 'a' AND ObjectNumber = 2"
+        )
         connection.execute("UPDATE Cells SET Cells_Parent_Nuclei = 1.5 WHERE TableNumber = 'b' AND ObjectNumber = 3")
     requests = [
         Request(source_of(path, only=Only("TableNumber", one)), KEYS, (("ImageNumber", INT), ("ObjectNumber", INT),
@@ -248,9 +250,7 @@ def test_other_values_in_a_column_are_told_of_each_dataset(tmp_path: Path) -> No
     assert together is not None
     assert [(one.column, one.count) for one in together.findings] == [("Cells_AreaShape_Area", 1)]
     assert sorted(together.table["Cells_Parent_Nuclei"].to_pylist()) == [1.0, 1.5, 2.0, 2.0, 3.0, 3.0]
-    narrow = [
-        Request(one.source, KEYS, (*one.columns[:3], ("Cells_Parent_Nuclei", INT))) for one in requests
-    ]
+    narrow = [Request(one.source, KEYS, (*one.columns[:3], ("Cells_Parent_Nuclei", INT))) for one in requests]
     found = READER.read_together(narrow)
     assert found is not None
     assert found.widened == (("Cells_Parent_Nuclei", DOUBLE),)
