@@ -358,7 +358,7 @@ def test_code_in_metadata_never_runs(path: Path, tmp_path: Path, protocol: int) 
         ({1, 2}, ""),
         (np.ma.masked_array([1]), "numpy.ma"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_plain_value_is_refused_by_name(call: object, named: str) -> None:
     for protocol in PROTOCOLS:

@@ -192,7 +192,7 @@ def duckdb_said(path: Path) -> Tables | None:
             for (name,) in names:
                 try:
                     quoted = '"' + name.replace('"', '""') + '"'
-                    found[name] = arrow_said(connection.execute(f"FROM {quoted}").to_arrow_table()), ()
+                    found[name] = arrow_said(connection.sql(f"FROM {quoted}").to_arrow_table()), ()
                 except (duckdb.Error, pa.ArrowException):
                     found[name] = None, ()
     except (duckdb.Error, UnicodeDecodeError):

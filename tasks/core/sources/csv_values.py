@@ -49,7 +49,7 @@ def converted(table: pa.Table, types: dict[str, ColumnType], keys: Keys, decimal
     """
     arrays, widened, findings = [], [], []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        key = bool(name) and name in (keys.image_number, keys.object_number)
+        key = name in keys.names
         numeric = key or (bool(keys.object_number) and _measures(name))
         texts = column.combine_chunks()
         if types[name] is not ColumnType.STRING:
