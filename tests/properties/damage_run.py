@@ -40,7 +40,11 @@ def examples(usual: int) -> settings:
     """Settings for a test that runs `usual` examples where nothing else is said."""
     times = float(TIMES or 1)
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    common: dict[str, Any] = {"max_examples": max(int(usual * times), 1), "deadline": None, "suppress_health_check": slow}
+    common: dict[str, Any] = {
+        "max_examples": max(int(usual * times), 1),
+        "deadline": None,
+        "suppress_health_check": slow,
+    }
     return settings(derandomize=True, **common) if TIMES is None else settings(print_blob=True, **common)
 
 
@@ -131,7 +135,7 @@ def judged(
             verdict.table(outcome, table)
         if example.again:
             _run_again(root, out, arguments, outcome)
-        assert taken(root) == {name: data for name, data in files.items()}, "a source was changed"
+        assert taken(root) == files, "a source was changed"
     finally:
         for folder in (root, out.parent):
             if folder.exists():

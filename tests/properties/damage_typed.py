@@ -47,7 +47,14 @@ TYPES: dict[str, Callable[[pa.Array], pa.Array]] = {
     "nothing": lambda one: pa.nulls(len(one)),
     "booleans": lambda one: pa.array([bool(number % 2) for number in range(len(one))]),
 }
-VALUES: dict[str, Any] = {"null": None, "nan": float("nan"), "inf": float("inf"), "half": 0.5, "huge": 1e300, "minus": -1}
+VALUES: dict[str, Any] = {
+    "null": None,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "half": 0.5,
+    "huge": 1e300,
+    "minus": -1,
+}
 KINDS = ("value", "retype", "drop a column", "rename a column", "row again", "delete a row", "reverse", "empty a table")
 
 

@@ -28,8 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BYTES = (*STORED, "put in", "empty", "gone", "folder", "swap", "other format")
 
 
-@pytest.mark.timeout(seconds(800))
-@examples(800)
+@pytest.mark.timeout(seconds(1000))
+@examples(1000)
 @given(
     example=st.builds(
         Example,

@@ -33,8 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damage")
 
 
-@pytest.mark.timeout(seconds(250))
-@examples(250)
+@pytest.mark.timeout(seconds(120))
+@examples(120)
 @given(
     example=st.builds(
         Example,
@@ -54,11 +54,13 @@ def test_parquet(example: Example, place: Path) -> None:
     event(judged(example, files, place, SEPARATE, world, source_datatype="parquet"))
 
 
-@pytest.mark.timeout(seconds(16))
-@examples(16)
+@pytest.mark.timeout(seconds(8))
+@examples(8)
 @given(
     statements=st.lists(
-        st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 3), st.integers(0, 5))), min_size=1, max_size=2
+        st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 3), st.integers(0, 5))),
+        min_size=1,
+        max_size=2,
     ),
     damage=st.lists(harms(BYTES), max_size=2).map(tuple),
     chunk_size=st.one_of(st.none(), st.integers(1, 4)),
@@ -66,9 +68,7 @@ def test_parquet(example: Example, place: Path) -> None:
 def test_duckdb(
     statements: list[tuple[int, int, int] | None], damage: tuple[Harm, ...], chunk_size: int | None, place: Path
 ) -> None:
-    files: Files = {
-        f"{site.name}.duckdb": duckdb_file(site, one) for site, one in zip(PLATE, statements, strict=False)
-    }
+    files: Files = {f"{site.name}.duckdb": duckdb_file(site, one) for site, one in zip(PLATE, statements, strict=False)}
     for one in damage:
         files = harmed(files, one)
 
