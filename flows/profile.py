@@ -27,7 +27,7 @@ from prefect_cytotable.tasks.core.memory.resident import Resident, Sampler
 
 __all__ = ["Profiling", "Recording", "profiled"]
 
-COMMAND_LINE = "prefect_cytotable.flows.cli"
+COMMAND_LINE = "prefect_cytotable.flows.entry"
 
 Say = Callable[[str], None]
 

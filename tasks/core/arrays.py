@@ -66,6 +66,7 @@ def missing(type_: pa.DataType) -> pa.Scalar:
     return pa.nulls(1, type_)[0]
 
 
-_TOO_LARGE = number(2**53).cast(pa.float64())
+# Without a cast, which would allocate: the import of a module must not wake a memory pool that nobody may need.
+_TOO_LARGE = pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(np.array([2.0**53]))])[0]
 EMPTY_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.zeros(2, np.int32)), pa.py_buffer(b"")])[0]
 """The text of length zero, as a scalar."""

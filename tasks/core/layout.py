@@ -77,8 +77,8 @@ def _joined_columns(inspected: Inspected, options: Options, with_table_number: b
                 gathered = inspected.gathered
                 raise LayoutError(
                     f"{gathered.root}: {before.column!r} of {gathered.label(before.compartment)} and {column.column!r} "
-                    f"of {schema.label} would both be called {column.name!r}. Leave one of the two out of compartments, "
-                    f"or choose image_columns without it."
+                    f"of {schema.label} would both be called {column.name!r}. Leave one of the two out of "
+                    f"compartments, or choose image_columns without it."
                 )
     return _ordered(list(taken.values()), inspected, options, with_table_number)
 

@@ -136,7 +136,7 @@ def _environment(scheme: str, port: int) -> dict[str, str]:
     return {
         "AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}",
         "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};"
-        f"AccountKey={AZURE_KEY};BlobEndpoint={endpoint};"
+        f"AccountKey={AZURE_KEY};BlobEndpoint={endpoint};",
     }
 
 
