@@ -160,7 +160,7 @@ def options(source: Path, **arguments: Any) -> Options:
     """Options with the defaults of `convert`."""
     given = {"source_path": source, "dest_path": source.parent / "out.parquet", **arguments}
     parameters = inspect.signature(convert).parameters
-    names = [name for name in parameters if name not in ("task_runner", "progress")]
+    names = [name for name in inspect.signature(make_options).parameters if name in parameters]
     return make_options(**{name: given.get(name, parameters[name].default) for name in names})
 
 

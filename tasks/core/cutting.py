@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prefect_cytotable.tasks.core.model import Dataset, Inspected, Options, Region, Schema, Slice, Source, Span
 from prefect_cytotable.tasks.core.places import Places
-from prefect_cytotable.tasks.core.sources.base import ImageRows, Index, Keys
+from prefect_cytotable.tasks.core.sources.base import Cut, ImageRows, Index, Keys
 from prefect_cytotable.tasks.core.sources.registry import reader_of
 
 
@@ -41,7 +41,7 @@ def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) 
     alone = not options.concat and not options.join
     waiting: list[tuple[Slice, int, int]] = []
     for one in sizes:
-        if one.indexes is not None and not _is_small(inspected, options, one, limit):
+        if one.indexes is not None and not _stays_whole(inspected, options, one, limit):
             if waiting:
                 yield _together(waiting)
                 waiting = []
@@ -60,9 +60,11 @@ def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) 
         yield _together(waiting)
 
 
-def _is_small(inspected: Inspected, options: Options, sizes: Sizes, limit: int) -> bool:
-    """Whether a dataset is one of many inside a file, and small enough to share a chunk with others."""
+def _stays_whole(inspected: Inspected, options: Options, sizes: Sizes, limit: int) -> bool:
+    """Whether a dataset stays whole: its rows stay together, or it is a small one of many inside a file."""
     dataset = inspected.gathered.datasets[sizes.dataset]
+    if all(reader_of(source.format, Places(options.storage)).cut is Cut.NEVER for source in dataset.sources):
+        return True
     if options.query or not any(source.only for source in dataset.sources):
         return False
     return sizes.memory <= limit and (not options.chunk_rows or sizes.rows <= options.chunk_rows)

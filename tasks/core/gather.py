@@ -127,7 +127,10 @@ def _numbered(found: Grouped, options: Options, places: Places) -> tuple[Dataset
         if dataset.table_number is not None:
             return dataset.table_number
         source = _numbering_source(dataset, options)
-        return reader_of(source.format, places).checksum(source)
+        try:
+            return reader_of(source.format, places).checksum(source)
+        except BadSourceError:  # it is left out when its header is read, and there it is reported
+            return zlib.crc32(_bytes(dataset.name))
 
     with ThreadPoolExecutor(options.workers) as pool:
         numbers = list(pool.map(number, datasets))
@@ -170,7 +173,7 @@ def _distinct(numbers: list[TableNumber], datasets: list[Dataset]) -> Iterator[T
     """The numbers, with the name mixed in where two datasets are alike: each keeps an identity of its own."""
     taken: set[TableNumber] = set()
     for number, dataset in zip(numbers, datasets, strict=True):
-        name = dataset.name.encode("utf-8", "surrogateescape")
+        name = _bytes(dataset.name)
         while number in taken:
             if isinstance(number, int):
                 number = zlib.crc32(name, number & 0xFFFFFFFF)
@@ -178,3 +181,8 @@ def _distinct(numbers: list[TableNumber], datasets: list[Dataset]) -> Iterator[T
                 number = f"{number}-{zlib.crc32(name):08x}"
         taken.add(number)
         yield number
+
+
+def _bytes(name: str) -> bytes:
+    """A name as its file system has it."""
+    return name.encode("utf-8", "surrogateescape")

@@ -248,6 +248,7 @@ def _schema(
 ) -> Schema:
     """The union of the columns of a compartment, in the order in which they are first met."""
     sources = [source for _, source in _sources(gathered) if source.compartment == key]
+    sources.sort(key=lambda one: one.path)  # the order of the columns is that of the files, whatever their numbers
     presence: Counter[tuple[str, ...]] = Counter(headers.columns[source.where] for source in sources)
     if len({frozenset(names) for names in presence}) > 1 and not options.common_schema:
         raise LayoutError(_differing(gathered, sources, headers))
@@ -383,6 +384,7 @@ def _check_connected(
         label = gathered.label(alone[0])
         example = f'relations={{"{label}.Parent_{gathered.label(base)}": "{gathered.label(base)}"}}'
         raise LayoutError(
-            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* column of theirs in "
-            f"{label}. Name the column ({example}), leave {label} out of compartments, or convert with join=False."
+            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* "
+            f"column of theirs in {label}. Name the column ({example}), leave {label} out of compartments, or convert "
+            f"with join=False."
         )

@@ -114,6 +114,8 @@ def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     array = one_piece(values)
     if pa.types.is_integer(array.type):
         return array.cast(pa.int64())
+    if pa.types.is_boolean(array.type):
+        return pa.nulls(len(array), pa.int64())
     if pa.types.is_string(array.type):
         number = pc.match_substring_regex(array, r"^\s*\d{1,18}(\.0*)?\s*$")
         array = pc.if_else(number, pc.utf8_trim_whitespace(array), pa.scalar(None, pa.string())).cast(pa.float64())

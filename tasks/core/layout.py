@@ -74,10 +74,11 @@ def _joined_columns(inspected: Inspected, options: Options, with_table_number: b
             if before is None:
                 taken[column.name] = column
             elif not column.name.startswith("Metadata_"):
+                gathered = inspected.gathered
                 raise LayoutError(
-                    f"{inspected.gathered.root}: {before.column!r} of {inspected.gathered.label(before.compartment)} and {column.column!r} of "
-                    f"{schema.label} would both be called {column.name!r}. Leave one of the two out of compartments, "
-                    f"or choose image_columns without it."
+                    f"{gathered.root}: {before.column!r} of {gathered.label(before.compartment)} and {column.column!r} "
+                    f"of {schema.label} would both be called {column.name!r}. Leave one of the two out of "
+                    f"compartments, or choose image_columns without it."
                 )
     return _ordered(list(taken.values()), inspected, options, with_table_number)
 

@@ -24,9 +24,10 @@ from prefect_cytotable.tasks.core.model import (
     Report,
 )
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
+from prefect_cytotable.tasks.core.places.files import TEMPORARY
 from prefect_cytotable.tasks.core.sinks.parquet import Ahead, write_whole
 from prefect_cytotable.tasks.core.sources.registry import DATABASES
-from prefect_cytotable.tasks.core.store import TEMPORARY, Store, discard, scratch, store_of
+from prefect_cytotable.tasks.core.store import Store, discard, scratch, store_of
 
 
 def check_destination(options: Options) -> None:

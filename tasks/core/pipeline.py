@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
+from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
@@ -21,6 +21,7 @@ from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
+    Format,
     Gathered,
     Inspected,
     Options,
@@ -213,8 +214,12 @@ def _fitted(plan: Plan, caller: Caller) -> Plan:
     """The plan with as many workers as its memory allows."""
     budget = plan.options.memory_budget
     wanted = 1 if caller.sequential else min(plan.options.workers, max(len(plan.chunks), 1))
-    workers = workers_within(budget, plan.memory, wanted, caller.processes, caller.orchestrated)
-    memory = projected(plan.memory, workers, caller.processes, caller.orchestrated)
+    databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
+    cache = DUCKDB_CACHE if databases else 0
+    chunk = plan.memory + (cache if caller.processes else 0)
+    shared = 0 if caller.processes else cache
+    workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
+    memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
 
 

@@ -157,7 +157,7 @@ def _sizes(inspected: Inspected, options: Options, limit: int) -> list[Sizes]:
     """Rows and bytes of each dataset; those that may have to be cut are indexed, several sources at a time."""
     places = Places(options.storage)
     estimates = [_estimated(inspected, number) for number in range(len(inspected.gathered.datasets))]
-    indexed = [one.dataset for one in estimates if _may_be_cut(inspected, options, places, one, limit)]
+    indexed = [one.dataset for one in estimates if _is_indexed(inspected, options, places, one, limit)]
     tables: dict[tuple[str, str], list[tuple[int, Schema, Source]]] = {}
     for number in indexed:
         for schema, source in sources_of(inspected, inspected.gathered.datasets[number]):
@@ -185,14 +185,12 @@ def _estimated(inspected: Inspected, number: int) -> Sizes:
     return Sizes(number, None, rows.get(inspected.base, 0), memory)
 
 
-def _may_be_cut(inspected: Inspected, options: Options, places: Places, sizes: Sizes, limit: int) -> bool:
-    """Whether a dataset needs an index."""
+def _is_indexed(inspected: Inspected, options: Options, places: Places, sizes: Sizes, limit: int) -> bool:
+    """Whether a dataset needs an index: to be cut, or where its header tells its rows exactly."""
     present = sources_of(inspected, inspected.gathered.datasets[sizes.dataset])
     cuts = {reader_of(source.format, places).cut for _, source in present}
-    if Cut.NEVER in cuts:
-        return False
     too_many_rows = bool(options.chunk_rows) and sizes.rows * 1.5 > options.chunk_rows
-    return sizes.memory > limit or too_many_rows or Cut.ALWAYS in cuts
+    return sizes.memory > limit or too_many_rows or bool(cuts & {Cut.ALWAYS, Cut.NEVER})
 
 
 def _counted(inspected: Inspected, sizes: Sizes, indexes: dict[str, Index]) -> Sizes:

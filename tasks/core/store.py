@@ -25,7 +25,7 @@ from prefect_cytotable.tasks.core.errors import DamagedPartError, DestinationBus
 from prefect_cytotable.tasks.core.model import ChunkResult, Options, Part, Plan
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
 from prefect_cytotable.tasks.core.places.cache import cache_folder, prepare
-from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
+from prefect_cytotable.tasks.core.places.files import TEMPORARY, WORK_SUFFIX, whole
 from prefect_cytotable.tasks.core.sinks.parquet import checksum
 
 try:
@@ -33,7 +33,6 @@ try:
 except ImportError:  # pragma: no cover - Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
-TEMPORARY = ".tmp-"
 PLAN = "plan-"
 
 # Made here, while one thread imports this module: where threads are the first to ask for a type at the same time,
@@ -323,18 +322,6 @@ def intact(result: ChunkResult) -> bool:
 def load_plan(path: str, storage: tuple[tuple[str, str], ...] = ()) -> Plan:
     """A plan that `save_plan` wrote."""
     return _PLAN.decode(Places(storage).read(path))
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary neighbour that takes the name `path` when the block ends well, and is removed otherwise."""
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}"[:200])
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        discard(temporary)
-        raise
 
 
 def discard(path: Path) -> None:

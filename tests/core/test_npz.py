@@ -404,17 +404,18 @@ def test_texts_too_long_for_one_column_are_read_one_by_one(path: Path, monkeypat
 
 
 def test_memory_beside_the_columns_is_one_packed_archive_and_a_piece(path: Path) -> None:
-    asked = [request(written(path, table_of(100, 4000)))] * 12
+    asked = [request(written(path, table_of(400, 4000)))] * 3
     READER.read_together(asked[:2])
     tracemalloc.start()
     try:
         together = READER.read_together(asked)
         assert together is not None
-        beside = tracemalloc.get_traced_memory()[1] - 12 * 100 * 4000 * 4
+        beside = tracemalloc.get_traced_memory()[1] - 3 * 400 * 4000 * 4
     finally:
         tracemalloc.stop()
     assert together.table.num_rows == 1200
-    assert beside < path.stat().st_size + 6 * (1 << 20)
+    assert path.stat().st_size > 5 << 20
+    assert beside < path.stat().st_size + (5 << 20)
 
 
 # What is fetched
@@ -486,10 +487,14 @@ class Failing(Watched):
 
 
 @pytest.mark.parametrize("error", [PlaceBusyError, SourceChangedError])
-@pytest.mark.parametrize("good", [0, 1, 2])
+@pytest.mark.parametrize("good", [0, 1, 2, 3])
 @pytest.mark.parametrize("together", [False, True])
 def test_a_place_that_fails_makes_no_archive_bad(path: Path, good: int, together: bool, error: type[Exception]) -> None:
-    source = written(path, table_of(200, 1000))
+    """Its small arrays lie in the middle, so that a header takes three reads."""
+    written(path, table_of(200, 1000))
+    more = np.random.default_rng(0).bytes(2 * npz_archive.WINDOW)
+    source = rezipped(path, lambda members: members.update({"more": more}))
+    assert len(READER.columns(source)) == 1008
     reader = NpzReader(Failing(good=good, error=error))
     columns = (("efficientnet_1", FLOAT),)
     with pytest.raises(error):

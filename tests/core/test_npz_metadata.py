@@ -358,7 +358,7 @@ def test_code_in_metadata_never_runs(path: Path, tmp_path: Path, protocol: int) 
         ({1, 2}, ""),
         (np.ma.masked_array([1]), "numpy.ma"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_plain_value_is_refused_by_name(call: object, named: str) -> None:
     for protocol in PROTOCOLS:
@@ -374,6 +374,8 @@ def test_a_call_is_never_made_of_what_is_only_named() -> None:
         unpickled(b"\x80\x02cnumpy\nndarray\n\x8a\x06\x00\x10\xa5\xd4\xe8\x00\x85\x85R.")
     with pytest.raises(PickleRefused, match="cannot be called"):
         unpickled(b"\x80\x04\x8c\x01x)R.")
+    with pytest.raises(PickleRefused, match="a class of its own"):
+        unpickled(b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n)N\x87R.")
 
 
 def test_references_to_outside_are_refused(path: Path) -> None:

@@ -15,7 +15,8 @@ from small import plan_source, tables, write_csv
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan
-from prefect_cytotable.tasks.core.store import LocalStore, load_plan, lock, neighbour, whole
+from prefect_cytotable.tasks.core.places.files import whole
+from prefect_cytotable.tasks.core.store import LocalStore, load_plan, lock, neighbour
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def test_a_chunk_that_is_done_is_not_converted_again(plan: Plan, store: LocalSto
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "altered", "longer"])
-def test_a_record_of_a_damaged_part_is_not_trusted(plan: Plan, store: LocalStore, done: ChunkResult, damage: str) -> None:
+def test_a_record_of_a_damaged_part_is_not_trusted(
+    plan: Plan, store: LocalStore, done: ChunkResult, damage: str
+) -> None:
     part = Path(done.parts[0].path)
     data = part.read_bytes()
     if damage == "missing":

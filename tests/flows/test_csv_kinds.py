@@ -187,7 +187,9 @@ def rewritten(path: Path, delimiter: str, decimal: str = ".", mark: str = "") ->
 
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(mark)
-        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([[field(one) for one in row] for row in rows])
+        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(
+            [[field(one) for one in row] for row in rows]
+        )
 
 
 @pytest.mark.parametrize("chunk_size", [None, 7])
@@ -223,9 +225,7 @@ def test_forms_may_differ_between_the_files_of_a_table(
     forms = [(",", "."), (";", ","), ("\t", "."), ("|", ",")]
     for folder, (delimiter, decimal) in zip(sorted(sites.iterdir()), forms, strict=True):
         rewritten(folder / "Cells.csv", delimiter, decimal)
-    table = converted(
-        sites, out, add_tablenumber=False, chunk_size=chunk_size, on_bad_source="error", progress=ear
-    )
+    table = converted(sites, out, add_tablenumber=False, chunk_size=chunk_size, on_bad_source="error", progress=ear)
     assert without(table).equals(without(whole))
     rows = [rows_of(folder / "Cells.csv") for folder in sorted(sites.iterdir())]
     assert notes_of(ear) == {

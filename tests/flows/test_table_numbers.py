@@ -117,9 +117,7 @@ def test_every_cell_gets_the_image_and_the_parents_of_its_own_dataset(
     tmp_path: Path, preset: str, index: str, order: str, chunk_size: int | None
 ) -> None:
     content = numbered_tables(layout(TEXTS))
-    source = write_numbered(
-        tmp_path / "a.sqlite", content if order == "in order" else scattered(content), index=index
-    )
+    source = write_numbered(tmp_path / "a.sqlite", content if order == "in order" else scattered(content), index=index)
     out = tmp_path / "out.parquet"
     table = converted(source, out, preset=preset, chunk_size=chunk_size)
     assert table.num_rows == sum(sum(images.values()) for images in IMAGES)
@@ -166,7 +164,7 @@ def test_every_runner_gives_the_same_bytes(tmp_path: Path, runner: str) -> None:
 
 
 def test_a_dataset_larger_than_a_chunk_is_cut_by_images(tmp_path: Path, ear: Ear) -> None:
-    images = {number: 4 for number in range(1, 7)}
+    images = dict.fromkeys(range(1, 7), 4)
     source = write_numbered(
         tmp_path / "a.sqlite", numbered_tables({"small": {1: 2}, "large": images, "other": {1: 1, 2: 1}})
     )
@@ -254,9 +252,7 @@ def test_a_table_without_the_column_is_a_clear_error(tmp_path: Path, table: str)
 def test_one_number_alone_needs_it_in_no_other_table(tmp_path: Path) -> None:
     content = numbered_tables({TEXTS[0]: IMAGES[0]})
     header, rows = content["Cells"]
-    source = write_numbered(
-        tmp_path / "a.sqlite", {**content, "Cells": (header[1:], [row[1:] for row in rows])}
-    )
+    source = write_numbered(tmp_path / "a.sqlite", {**content, "Cells": (header[1:], [row[1:] for row in rows])})
     table = converted(source, tmp_path / "out.parquet", preset=CELL_HEALTH)
     assert table.num_rows == 5
     assert table["Cells_AreaShape_Area"].to_pylist() == [row[3] for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import http.client
@@ -27,8 +28,8 @@ MANY_OBJECTS = 3_200
 PATIENCE = 90.0
 
 AZURE_ACCOUNT = "devstoreaccount1"
-# The key of every emulator: it is in Azure's documentation, and opens nothing else.
-AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+AZURE_KEY = base64.b64encode(os.urandom(64)).decode()
+"""Made anew for each run; azurite is told it by AZURITE_ACCOUNTS."""
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _NUMBERS = itertools.count()
@@ -133,8 +134,9 @@ def _environment(scheme: str, port: int) -> dict[str, str]:
         return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}", "NO_GCE_CHECK": "true"}
     endpoint = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
     return {
+        "AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}",
         "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};"
-        f"AccountKey={AZURE_KEY};BlobEndpoint={endpoint};"
+        f"AccountKey={AZURE_KEY};BlobEndpoint={endpoint};",
     }
 
 

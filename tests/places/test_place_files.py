@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_what_another_wrote_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         target.write_text("theirs")
     assert target.read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_upload_replaces_nothing_that_came_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, copy = tmp_path / "new", tmp_path / "a", shutil.copyfile
+
+    def slow(start: Path, end: Path) -> None:
+        target.write_text("theirs")
+        copy(start, end)
+
+    source.write_text("ours")
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    with pytest.raises(DestinationExistsError):
+        HERE.upload(source, str(target), overwrite=False)
+    assert target.read_text() == "theirs"
+    HERE.upload(source, str(target), overwrite=True)
+    assert target.read_text() == "ours"
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:

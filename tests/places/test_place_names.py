@@ -139,6 +139,8 @@ def test_secrets_are_refused_by_name(name: str) -> None:
         {"region": {"secret": SECRET}},
         {"region": f"eu\n{SECRET}"},
         {"anonymous": SECRET},
+        {"project": f"x;AccountKey={SECRET}"},
+        {"region": f"x?X-Amz-Signature={SECRET}"},
         {"addressing_style": SECRET},
         {"endpoint_url": SECRET},
         {"profile": SECRET, "profile_name": f"{SECRET}2"},

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from damage_said import MISSING, NAN, NUMBER, Raw, Row, Said, Source, World, key_of
+from damage_said import Row, Said, Source, World
+from damage_values import LOST, agrees, key_of
 
 from prefect_cytotable.tasks.core.errors import (
     BadSourceError,
@@ -21,9 +22,6 @@ from prefect_cytotable.tasks.core.errors import (
 from prefect_cytotable.tasks.core.join import Step, steps_from
 from prefect_cytotable.tasks.core.model import Account, Cause, Relation, Report
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER, Namer
-
-LOST = object()
-"""What `agrees` gives for a value that is no number and became null: right, if a note tells it."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,18 @@ class Verdict:
         elif isinstance(error, BadSourceError):
             assert strict, f"a bad source is to be skipped: {text}"
             assert self._doubtful() or self._lacking(), text
+        elif isinstance(error, SourceNotFoundError):
+            assert not self._readable(), text
         else:
-            assert isinstance(error, LayoutError | SourceNotFoundError), f"{type(error).__name__}: {text}"
+            assert isinstance(error, LayoutError), f"{type(error).__name__}: {text}"
+            assert "can be read" not in text or not self._readable(), text
 
     def _sources(self) -> list[tuple[str, str, Source]]:
         return [(name, key, source) for name, tables in self.world.items() for key, source in tables.items()]
+
+    def _readable(self) -> bool:
+        """Whether some table of objects is beyond doubt."""
+        return any(key != "image" and self._has_keys(key, source.said) for _, key, source in self._sources())
 
     def _doubtful(self) -> bool:
         unread = any(not tables for tables in self.world.values())
@@ -116,9 +121,7 @@ class Verdict:
         known = {label.lower() for label, _ in report.tables_in}
         used: World = {
             name: {
-                key: source
-                for key, source in self.world[name].items()
-                if (name, key) not in skipped and key in known
+                key: source for key, source in self.world[name].items() if (name, key) not in skipped and key in known
             }
             for name in names
             if name not in parts
@@ -154,7 +157,7 @@ class Verdict:
             assert rows <= told, f"{whole}: {rows} rows of {base} can be made out, and the report tells of {told}"
 
     def _whole_of(self, name: str) -> str | None:
-        """The doubtful database that a dataset is a part of: what distinguishes its rows is beyond the strict reader."""
+        """The doubtful database that a dataset is a part of: which rows are its own is beyond the strict reader."""
         for whole, tables in self.world.items():
             doubtful = any(source.said is None for source in tables.values())
             if name.startswith(f"{whole}, ") and doubtful:
@@ -273,9 +276,7 @@ class _Dataset:
                 found.append(((image, one), joined))
         return [joined for _, joined in sorted(found, key=lambda pair: pair[0])]
 
-    def _partner(
-        self, step: Step, tables: dict[str, _Keyed], joined: dict[str, Row | None], image: int
-    ) -> Row | None:
+    def _partner(self, step: Step, tables: dict[str, _Keyed], joined: dict[str, Row | None], image: int) -> Row | None:
         via = joined[step.via]
         if step.compartment not in tables or via is None:
             return None
@@ -365,58 +366,3 @@ class _Keyed:
     def key(self, row: Row, column: str) -> int | None:
         """The number in a column, None where there is none or no such column."""
         return key_of(row[self.said.header.index(column)]) if column in self.said.header else None
-
-
-def agrees(found: object, raw: Raw, text: bool) -> object:
-    """Whether a value of the output is what its source says; `LOST` where it is null instead of what is no number."""
-    if isinstance(raw, str) and text:
-        return _agrees_with_text(found, raw)
-    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
-        return found is None
-    if isinstance(found, float) and not isinstance(raw, str | bytes):
-        return float(raw) == found and math.copysign(1, found) == math.copysign(1, float(raw))
-    if isinstance(found, str) and isinstance(raw, int | float):
-        return _is_text_of(found, raw)
-    if isinstance(raw, str) and not isinstance(found, str):
-        if found is None:
-            return LOST if not _infinite(raw) else False
-        return isinstance(found, float) and math.isinf(found) and _infinite(raw)
-    if isinstance(raw, bytes):
-        return LOST if found is None else found == raw or found == raw.decode("utf-8", "replace")
-    return found == raw and isinstance(found, bool) == isinstance(raw, bool)
-
-
-def _is_text_of(found: str, raw: float) -> bool:
-    try:
-        return float(found) == float(raw)
-    except ValueError:
-        return False
-
-
-def _infinite(raw: str) -> bool:
-    return raw.strip(" ").lower() in ("inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
-
-
-def _agrees_with_text(found: object, raw: str) -> object:
-    trimmed = raw.strip(" \t\n\v\f\r")
-    if isinstance(found, str):
-        return found == raw
-    if found is None:
-        if not raw or trimmed in MISSING or NAN.fullmatch(trimmed):
-            return True
-        return False if NUMBER.fullmatch(trimmed) else LOST
-    if isinstance(found, bool):
-        return trimmed.lower() == str(found).lower()
-    for written in (trimmed, trimmed.replace(",", ".")):
-        if NUMBER.fullmatch(written):
-            number = float(written)
-            whole = isinstance(found, int) and NUMBER.fullmatch(written) and _whole(written) == found
-            return whole or (isinstance(found, float) and repr(number) == repr(found))
-    return False
-
-
-def _whole(written: str) -> int | None:
-    try:
-        return int(written)
-    except ValueError:
-        return int(float(written)) if float(written).is_integer() else None

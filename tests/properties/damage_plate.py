@@ -48,13 +48,20 @@ class Site:
 
     @property
     def tables(self) -> dict[str, Table]:
-        """Image, Nuclei, Cells and Cytoplasm; every fifth nucleus has no cell, so that some rows are without parents."""
+        """Image, Nuclei, Cells and Cytoplasm; the fifth cell of an image has no nucleus."""
         keys = [(image, one) for image, count in enumerate(self.images, start=1) for one in range(1, count + 1)]
         return {
             "Image": Table(
                 ("ImageNumber", "Metadata_Plate", "Metadata_Well", "Count_Cells", "FileName_DNA", "Intensity_Mean"),
                 tuple(
-                    (image, f"P{self.number}", f"A{image:02d}", count, f"{self.number}, {image}.tif", self._value(0, image, 0))
+                    (
+                        image,
+                        f"P{self.number}",
+                        f"A{image:02d}",
+                        count,
+                        f"{self.number}, {image}.tif",
+                        self._value(0, image, 0),
+                    )
                     for image, count in enumerate(self.images, start=1)
                 ),
             ),
@@ -97,7 +104,7 @@ class Layout:
 
 
 NAMES = st.sampled_from(
-    ["s1", "s2", "s3", "a b", "quote's \"x\"", "é漢🔬", "per%20cent%", "new\nline", "[1]*?", "#x;--", "back\\slash", "~"]
+    ["s1", "s2", "s3", "a b", 'quote\'s "x"', "é漢🔬", "per%20cent%", "new\nline", "[1]*?", "#x;--", "back\\slash", "~"]
 )
 """Names of sites; all of them different from each other in a plate."""
 

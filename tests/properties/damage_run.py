@@ -32,6 +32,7 @@ from prefect_cytotable.tasks.core.request import make_options
 TIMES = os.environ.get("CYTOTABLE_EXAMPLES")
 """How many times the usual number of examples."""
 
+_OPTIONS = tuple(inspect.signature(make_options).parameters)
 _DEFAULTS = {name: one.default for name, one in inspect.signature(convert).parameters.items()}
 
 
@@ -39,7 +40,11 @@ def examples(usual: int) -> settings:
     """Settings for a test that runs `usual` examples where nothing else is said."""
     times = float(TIMES or 1)
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    common: dict[str, Any] = {"max_examples": max(int(usual * times), 1), "deadline": None, "suppress_health_check": slow}
+    common: dict[str, Any] = {
+        "max_examples": max(int(usual * times), 1),
+        "deadline": None,
+        "suppress_health_check": slow,
+    }
     return settings(derandomize=True, **common) if TIMES is None else settings(print_blob=True, **common)
 
 
@@ -130,7 +135,7 @@ def judged(
             verdict.table(outcome, table)
         if example.again:
             _run_again(root, out, arguments, outcome)
-        assert taken(root) == {name: data for name, data in files.items()}, "a source was changed"
+        assert taken(root) == files, "a source was changed"
     finally:
         for folder in (root, out.parent):
             if folder.exists():
@@ -148,9 +153,9 @@ def _check_left_over(out: Path) -> None:
 
 def _run(root: Path, out: Path, arguments: dict[str, Any]) -> Report | CytotableError:
     given = {**_DEFAULTS, "workers": 1, "image_columns": "all", "source_path": root, "dest_path": out, **arguments}
-    del given["task_runner"], given["progress"]
     try:
-        return pipeline.run(make_options(**given), LocalCaller(Runner.SEQUENTIAL, Silent()))
+        options = make_options(**{name: given[name] for name in _OPTIONS if name in given})
+        return pipeline.run(options, LocalCaller(Runner.SEQUENTIAL, Silent()))
     except CytotableError as error:
         return error
 

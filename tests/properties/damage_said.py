@@ -18,13 +18,8 @@ from pathlib import Path
 
 import pyarrow as pa
 from damage_plate import COMPARTMENTS, DELIMITERS, Files, unpacked
+from damage_values import Raw, Row, is_missing
 
-Raw = int | float | str | bytes | bool | None
-Row = tuple[Raw, ...]
-
-MISSING = {"", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "#N/A", "null", "NULL", "None"}
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?", re.IGNORECASE | re.ASCII)
-NAN = re.compile(r"[+-]?nan", re.IGNORECASE)
 NAME_LIMIT = 200
 """The longest text that tells datasets apart."""
 
@@ -132,7 +127,7 @@ def combined_said(name: str, data: bytes, delimiter: str) -> dict[str, Said | No
         if label.lower() != "image" and len(set(own)) == len(own):
             body = [tuple(row[at] for at in here) for row in rows[2:]]
             number = own.index("Number_Object_Number") if "Number_Object_Number" in own else None
-            body = [row for row in body if number is None or str(row[number]).strip() not in MISSING]
+            body = [row for row in body if number is None or not is_missing(str(row[number]))]
             found[label.lower()] = Said(own, tuple(body), texts=True)
         elif label.lower() != "image":
             return nothing
@@ -147,48 +142,50 @@ def legible_lines(name: str, data: bytes, delimiter: str, start: int = 1) -> tup
     return tuple(tuple(one.strip('"') for one in line.split(delimiter)) for line in text.splitlines()[start:])
 
 
-def number_of(value: Raw) -> int | float | None:
-    """A value that stands for a number."""
-    if isinstance(value, bool) or value is None or isinstance(value, bytes):
-        return None
-    if isinstance(value, int | float):
-        return None if math.isnan(value) else value
-    text = value.strip(" \t\n\v\f\r")
-    if not NUMBER.fullmatch(text):
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def key_of(value: Raw) -> int | None:
-    """A value that numbers something."""
-    number = number_of(value)
-    if isinstance(number, float):
-        largest = 2**53 if isinstance(value, str) else 2**63
-        number = int(number) if math.isfinite(number) and number.is_integer() and abs(number) < largest else None
-    return number if number is not None and -(2**63) <= number < 2**63 else None
-
-
 def csv_world(files: Files, delimiter: str, root: str) -> World:
     """Datasets of CSV files: those of one folder whose names begin alike."""
+
+    def said(path: str, data: bytes) -> tuple[Said | None, tuple[Row, ...]]:
+        found = csv_said(path, data, delimiter)
+        return found, () if found else legible_lines(path, data, delimiter)
+
+    def combined(path: str, data: bytes) -> dict[str, Said | None]:
+        return combined_said(path, data, delimiter)
+
+    endings = (".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz", ".tsv.zst")
+    return grouped_world(files, endings, said, root, combined)
+
+
+def grouped_world(
+    files: Files,
+    endings: tuple[str, ...],
+    said: Callable[[str, bytes], tuple[Said | None, tuple[Row, ...]]],
+    root: str,
+    combined: Callable[[str, bytes], dict[str, Said | None]] | None = None,
+) -> World:
+    """Datasets of files that hold a table each.
+
+    Args:
+        files: All files.
+        endings: Of the names of those that count.
+        said: What a file says, and what is legible of it.
+        root: The name of the folder that all lie in.
+        combined: What a file says that holds several compartments side by side.
+    """
     groups: dict[tuple[str, str], dict[str, Source]] = {}
-    combined: set[tuple[str, str]] = set()
-    for path, folder, stem in _files(files, (".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz", ".tsv.zst")):
+    several: set[tuple[str, str]] = set()
+    for path, folder, stem in _files(files, endings):
         data = files[path]
         assert data is not None
         for before, key in _readings(stem, ("image", "nuclei", "cells", "cytoplasm")):
-            said = csv_said(path, data, delimiter)
-            legible = () if said else legible_lines(path, data, delimiter)
-            groups.setdefault((folder, before), {})[key] = Source(path, said, legible)
-        for before, _ in _readings(stem, ("object",)):
-            combined.add((folder, before))
+            groups.setdefault((folder, before), {})[key] = Source(path, *said(path, data))
+        for before, _ in _readings(stem, ("object",)) if combined else ():
+            several.add((folder, before))
             tables = groups.setdefault((folder, before), {})
-            for key, said in combined_said(path, data, delimiter).items():
+            for key, one in combined(path, data).items() if combined else ():
                 if key in ("nuclei", "cells", "cytoplasm"):
-                    tables.setdefault(key, Source(path, said))
-    return _named(groups, combined, root)
+                    tables.setdefault(key, Source(path, one))
+    return _named(groups, several, root)
 
 
 def _readings(stem: str, labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -251,12 +248,13 @@ def sqlite_said(path: Path) -> Tables | None:
             names = [
                 one.decode("utf-8", "surrogateescape")
                 for (one,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+                if isinstance(one, bytes)
             ]
             sound = _is_sound(connection)
             for name in names:
                 said, legible = _table_said(connection, name)
                 found[name] = (said if sound else None), legible
-    except (sqlite3.Error, MemoryError):
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError):  # an error's own text may be no UTF-8
         return None
     return found
 
@@ -264,12 +262,12 @@ def sqlite_said(path: Path) -> Tables | None:
 def _is_sound(connection: sqlite3.Connection) -> bool:
     try:
         return connection.execute("PRAGMA integrity_check").fetchall() == [(b"ok",)]
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return False
 
 
 def _escaped(path: Path) -> str:
-    return "".join(one if one.isalnum() and one.isascii() or one in "/._-" else _percent(one) for one in str(path))
+    return "".join(one if (one.isalnum() and one.isascii()) or one in "/._-" else _percent(one) for one in str(path))
 
 
 def _percent(one: str) -> str:
@@ -361,6 +359,6 @@ def _only(said: Said | None, number: str | None) -> Said | None:
 
 def dataset_of(value: Raw) -> str | None:
     """A TableNumber as text; 3.0 is 3."""
-    if value is None or isinstance(value, float) and not value.is_integer():
+    if value is None or (isinstance(value, float) and not value.is_integer()):
         return None if value is None else str(value)
     return str(int(value)) if isinstance(value, float) else str(value)

@@ -25,13 +25,59 @@ class SqlHarm:
 
 VALUES = st.sampled_from(
     [
-        *(None, "", "x", "nan", "NaN", "inf", "-inf", " 7 ", "1e400", "0x10", "é漢", "2024-01-02", "\0", "a\0b", b"", b"\xff\xfe"),
-        *(b"12", 1, 2, -1, 0, 1.0, 2.0, 1.5, 1e300, -0.0, 2**53 + 1, 2**63 - 1, -(2**63), 0.1 + 0.2, 9e999, *HUGE_NAMES),
+        *(
+            None,
+            "",
+            "x",
+            "nan",
+            "NaN",
+            "inf",
+            "-inf",
+            " 7 ",
+            "1e400",
+            "0x10",
+            "é漢",
+            "2024-01-02",
+            "\0",
+            "a\0b",
+            b"",
+            b"\xff\xfe",
+        ),
+        *(
+            b"12",
+            1,
+            2,
+            -1,
+            0,
+            1.0,
+            2.0,
+            1.5,
+            1e300,
+            -0.0,
+            2**53 + 1,
+            2**63 - 1,
+            -(2**63),
+            0.1 + 0.2,
+            9e999,
+            *HUGE_NAMES,
+        ),
     ]
 )
 
 NAMES = st.sampled_from(
-    ["é漢🔬", "a\nb", 'quo"te', "'; DROP TABLE x; --", "TableNumber", "ImageNumber", "rowid", " ", "%s", "wanted order", "oid"]
+    [
+        "é漢🔬",
+        "a\nb",
+        'quo"te',
+        "'; DROP TABLE x; --",
+        "TableNumber",
+        "ImageNumber",
+        "rowid",
+        " ",
+        "%s",
+        "wanted order",
+        "oid",
+    ]
 )
 
 KINDS = (
@@ -111,13 +157,15 @@ def _harm(connection: sqlite3.Connection, harm: SqlHarm) -> None:
         case "rename a table":
             connection.execute(f"ALTER TABLE {table} RENAME TO {_quoted(str(value))}")
         case "bad text":
-            connection.execute(f"UPDATE OR IGNORE {table} SET {column} = CAST(x'ff41fe' AS TEXT) WHERE rowid = ?", (row,))
+            connection.execute(
+                f"UPDATE OR IGNORE {table} SET {column} = CAST(x'ff41fe' AS TEXT) WHERE rowid = ?", (row,)
+            )
         case "empty a table":
             connection.execute(f"DELETE FROM {table}")
         case "negative rows":
             connection.execute(f"UPDATE {table} SET rowid = -rowid")
         case "generated":
-            connection.execute(f'ALTER TABLE {table} ADD COLUMN "Made_Here" AS ({column} || \'x\')')
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN \"Made_Here\" AS ({column} || 'x')")
 
 
 def _written_anew(connection: sqlite3.Connection, name: str, columns: list[tuple[int, str, str]], typed: bool) -> None:

@@ -40,24 +40,106 @@ HUGE_NAMES = {f"huge {number}": text for number, text in enumerate(HUGE)}
 
 STRANGE_VALUES = [
     *("nan", "NaN", "-nan", "inf", "-inf", "Infinity", "1e400", "-1e400", "1e-400", "4.9e-324", "", " ", "NA", "null"),
-    *("None", "0x10", "0X1p3", "True", "false", "TRUE", "1_000", "1,5", "1.5.2", "--1", "+3", " 7 ", "٣", "１", "é", "x"),
+    *(
+        "None",
+        "0x10",
+        "0X1p3",
+        "True",
+        "false",
+        "TRUE",
+        "1_000",
+        "1,5",
+        "1.5.2",
+        "--1",
+        "+3",
+        " 7 ",
+        "٣",
+        "１",
+        "é",
+        "x",
+    ),
     *("1e3", "1.", ".5", "-0", "-0.0", "007", "9007199254740993", "9223372036854775807", "9223372036854775808"),
-    *("1" * 30, "2026-01-02", "=1+1", "'; DROP TABLE x; --", "\0", "\x1b[2J", '"', "a\nb", "0.1000000000000000055511151231257827"),
+    *(
+        "1" * 30,
+        "2026-01-02",
+        "=1+1",
+        "'; DROP TABLE x; --",
+        "\0",
+        "\x1b[2J",
+        '"',
+        "a\nb",
+        "0.1000000000000000055511151231257827",
+    ),
     *HUGE_NAMES,
 ]
 
 STRANGE_KEYS = [
-    *("1.0", "2.0", "1.5", "x", "", "-1", "0", "-0", "nan", "inf", "1e0", "1e400", "9007199254740993", "2_0", "0x1", " 1 "),
+    *(
+        "1.0",
+        "2.0",
+        "1.5",
+        "x",
+        "",
+        "-1",
+        "0",
+        "-0",
+        "nan",
+        "inf",
+        "1e0",
+        "1e400",
+        "9007199254740993",
+        "2_0",
+        "0x1",
+        " 1 ",
+    ),
     *("99999999999999999999", "9223372036854775807", "-9223372036854775808", "1e15", "+2", "None", "True", "01", "\0"),
 ]
 
 STRANGE_NAMES = [
-    *("", " ", "é漢🔬", "a\nb", "tab\there", 'quo"te', "'; DROP TABLE x; --", "1", "None", "ImageNumber", "ObjectNumber"),
+    *(
+        "",
+        " ",
+        "é漢🔬",
+        "a\nb",
+        "tab\there",
+        'quo"te',
+        "'; DROP TABLE x; --",
+        "1",
+        "None",
+        "ImageNumber",
+        "ObjectNumber",
+    ),
     *("Metadata_ImageNumber", "Cells_AreaShape_Area", "Metadata_TableNumber", "TableNumber", "AreaShape_Area", "rowid"),
-    *("\x00", "\x1b[31m", "\ufeff", "x" * 70_000, "wanted order", "pos", "ds", "%s", "{label}", "../../etc", "Parent_Cells"),
+    *(
+        "\x00",
+        "\x1b[31m",
+        "\ufeff",
+        "x" * 70_000,
+        "wanted order",
+        "pos",
+        "ds",
+        "%s",
+        "{label}",
+        "../../etc",
+        "Parent_Cells",
+    ),
 ]
 
-CHUNKS = [b"\0", b'"', b"\n", b"\r", b"\r\n", b",", b";", b"\xff", b"\xe9", b"\xef\xbb\xbf", b"\x1a", b"\n\n\n", b"\xed\xa0\x80"]
+CHUNKS = [
+    b"\0",
+    b'"',
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b",",
+    b";",
+    b"\xff",
+    b"\xe9",
+    b"\xef\xbb\xbf",
+    b"\x1a",
+    b"\n\n\n",
+    b"\xed\xa0\x80",
+]
 
 _DAMAGED = (EOFError, OSError, zlib.error, pa.ArrowInvalid)
 

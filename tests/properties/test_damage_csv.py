@@ -28,7 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damage")
 
 
-def csv_examples(kinds: tuple[str, ...], layouts: st.SearchStrategy[Layout] = CSV_LAYOUTS) -> st.SearchStrategy[Example]:
+def csv_examples(
+    kinds: tuple[str, ...], layouts: st.SearchStrategy[Layout] = CSV_LAYOUTS
+) -> st.SearchStrategy[Example]:
     return st.builds(
         Example,
         sites(),
@@ -40,39 +42,40 @@ def csv_examples(kinds: tuple[str, ...], layouts: st.SearchStrategy[Layout] = CS
     )
 
 
-def check(example: Example, place: Path, touched: bool = True) -> None:
+def check(example: Example, place: Path, touched: bool = True) -> str:
+    """Judge an example; returns a word for its outcome."""
     delimiter = example.layout.delimiter
 
     def world(files: Files, root: Path) -> World:
         return csv_world(files, delimiter, root.name)
 
     shape = COMBINED if example.layout.kind == "combined" else SEPARATE
-    event(judged(example, files_of(example), place, shape, world, touched))
+    return judged(example, files_of(example), place, shape, world, touched)
 
 
-@pytest.mark.timeout(seconds(900))
-@examples(900)
+@pytest.mark.timeout(seconds(450))
+@examples(450)
 @given(example=csv_examples((*TEXT, *STORED, *FILE_KINDS)))
 def test_any_damage(example: Example, place: Path) -> None:
-    check(example, place)
+    event(check(example, place))
 
 
-@pytest.mark.timeout(seconds(300))
-@examples(300)
+@pytest.mark.timeout(seconds(150))
+@examples(150)
 @given(example=csv_examples(("value", "key", "whole column", "line twice", "shuffle columns", "reverse")))
 def test_wrong_values_and_keys(example: Example, place: Path) -> None:
-    check(example, place)
+    event(check(example, place))
 
 
-@pytest.mark.timeout(seconds(60))
-@examples(60)
+@pytest.mark.timeout(seconds(30))
+@examples(30)
 @given(example=st.builds(Example, sites(3), CSV_LAYOUTS, st.just(()), st.one_of(st.none(), st.integers(1, 4))))
 def test_no_damage_at_all(example: Example, place: Path) -> None:
-    check(example, place, touched=False)
+    event(check(example, place, touched=False))
 
 
-@pytest.mark.timeout(seconds(250))
-@examples(250)
+@pytest.mark.timeout(seconds(500))
+@examples(500)
 @given(
     example=csv_examples(
         (*TEXT, *STORED, "empty", "folder", "swap", "other format"),

@@ -14,7 +14,8 @@ from prefect_cytotable.tasks.core.errors import ArgumentError, CytotableError, D
 from prefect_cytotable.tasks.core.memory import flamegraph, report, tracking
 from prefect_cytotable.tasks.core.memory.model import Profile, Profiling
 from prefect_cytotable.tasks.core.memory.reading import Traced
-from prefect_cytotable.tasks.core.store import TEMPORARY, discard
+from prefect_cytotable.tasks.core.places.files import TEMPORARY
+from prefect_cytotable.tasks.core.store import discard
 
 if sys.platform != "win32":  # where there is no memray either, which is told first
     import fcntl

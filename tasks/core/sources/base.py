@@ -16,7 +16,7 @@ from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source, 
 class Cut(Enum):
     """When the rows of a source are counted and located by its reader, so that chunks may be parts of it."""
 
-    NEVER = "its rows stay together"
+    NEVER = "its rows stay together, and its header tells how many they are"
     IF_LARGE = "locating them costs a pass over the file"
     ALWAYS = "its own index tells, or nearly"
 
@@ -77,6 +77,11 @@ class Keys:
 
     image_number: str
     object_number: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that there are; a column of measures may have the empty name."""
+        return tuple(name for name in (self.image_number, self.object_number) if name)
 
 
 @dataclass(frozen=True)

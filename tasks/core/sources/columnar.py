@@ -146,7 +146,7 @@ def too_narrow(
     found = []
     for name, type_ in columns:
         kind = kinds[name]
-        if name in (keys.image_number, keys.object_number) or kind is ColumnType.STRING:
+        if name in keys.names or kind is ColumnType.STRING:
             continue
         wider = widest(kind, type_)
         if wider is not None and wider is not type_:
@@ -166,7 +166,7 @@ def as_planned(arrays: Mapping[str, pa.Array], columns: Columns, keys: Keys) -> 
     widened: list[tuple[str, ColumnType]] = []
     findings: list[Finding] = []
     for name, type_ in columns:
-        if name in (keys.image_number, keys.object_number):
+        if name in keys.names:
             ready[name], lost = key_numbers(arrays[name])
             findings += [Finding(name, _NO_NUMBER, lost)] if lost else []
             continue

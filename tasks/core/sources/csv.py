@@ -28,7 +28,9 @@ from prefect_cytotable.tasks.core.sources import csv_index
 from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Finding, Index, Keys, Request, Sample, Together
 from prefect_cytotable.tasks.core.sources.csv_header import FIRST_LOOK, Header, header_in, header_of
 from prefect_cytotable.tasks.core.sources.csv_values import (
+    FALSE,
     MISSING,
+    TRUE,
     converted,
     is_missing,
     missing_as_null,
@@ -297,17 +299,15 @@ def _has_hexadecimal(data: bytes | memoryview) -> bool:
     return bytes(data[:2]).lower() == b"0x" or _HEXADECIMAL.search(data) is not None
 
 
-def _arrow_table(
-    data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None
-) -> pa.Table:
+def _arrow_table(data: bytes | memoryview, header: Header, where: str, types: dict[str, ColumnType] | None) -> pa.Table:
     """What Arrow's parser makes of the rows; see `_parse`."""
     convert = arrow_csv.ConvertOptions(
         column_types={name: to_arrow(type_) for name, type_ in (types or {}).items()},
         include_columns=list(types) if types else None,
         null_values=MISSING,
         strings_can_be_null=False,
-        true_values=["True", "TRUE", "true"],
-        false_values=["False", "FALSE", "false"],
+        true_values=TRUE,
+        false_values=FALSE,
         decimal_point=header.decimal,
     )
     read = arrow_csv.ReadOptions(use_threads=False, column_names=list(header.fields), block_size=BLOCK_BYTES)

@@ -15,6 +15,10 @@ from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Keys
 MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "#N/A", "null", "NULL", "None"]
 """What stands for a missing number; all of it becomes null."""
 
+TRUE = ["True", "TRUE", "true", "Yes", "YES", "yes"]
+FALSE = ["False", "FALSE", "false", "No", "NO", "no"]
+"""Truth values as CellProfiler and IN Carta write them; CytoTable takes the same for such."""
+
 NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|[iI][nN][fF]([iI][nN][iI][tT][yY])?)\s*$"
 """What stands for a number, spaces around it included; hexadecimal digits do not."""
 
@@ -45,7 +49,7 @@ def converted(table: pa.Table, types: dict[str, ColumnType], keys: Keys, decimal
     """
     arrays, widened, findings = [], [], []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        key = bool(name) and name in (keys.image_number, keys.object_number)
+        key = name in keys.names
         numeric = key or (bool(keys.object_number) and _measures(name))
         texts = column.combine_chunks()
         if types[name] is not ColumnType.STRING:
@@ -95,9 +99,9 @@ def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[p
         return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts), type_, 0
     if type_ is ColumnType.BOOL:
         lower = pc.utf8_lower(trimmed)
-        known = pc.is_in(lower, pa.array(["true", "false", ""]))
+        known = pc.is_in(lower, pa.array([*TRUE, *FALSE, ""]))
         if pc.all(known).as_py():
-            return pc.if_else(pc.equal(lower, ""), None, pc.equal(lower, "true")), type_, 0
+            return pc.if_else(pc.equal(lower, ""), None, pc.is_in(lower, pa.array(TRUE))), type_, 0
         return texts, ColumnType.STRING, 0
     absent = is_missing(trimmed)
     number = pc.match_substring_regex(trimmed, NUMBER)

@@ -7,7 +7,7 @@ each key of the dictionary in `metadata` one. Features keep their width: what is
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import PurePosixPath
@@ -35,6 +35,7 @@ from prefect_cytotable.tasks.core.sources.base import (
 from prefect_cytotable.tasks.core.sources.npz_archive import Archive, RangedFile, Stored
 from prefect_cytotable.tasks.core.sources.npz_features import (
     WIDTHS,
+    Block,
     blocks_for,
     centers,
     check_locations,
@@ -170,7 +171,7 @@ class NpzReader:
         widened = _widened(opened.header, wanted.columns)
         if widened:
             return Answer(pa.table({}), widened)
-        return Answer(_table(wanted, [opened.header], [opened]))
+        return Answer(_table(wanted, [opened.header], iter([opened])))
 
     def _open(self, source: Source) -> _Opened:
         data = self.places.read(source.path, mark=source.fingerprint.mark)
@@ -288,23 +289,19 @@ def _widened(header: Header, columns: Columns) -> Columns:
     return tuple(wider)
 
 
-def _table(wanted: _Wanted, headers: Sequence[Header], archives: Iterable[_Opened]) -> pa.Table:
+def _table(wanted: _Wanted, headers: Sequence[Header], archives: Iterator[_Opened]) -> pa.Table:
     """Columns of archives that are alike, one archive after the other.
 
     Args:
         wanted: Columns, in types that hold what the archives have.
         headers: Of the archives.
-        archives: Each is opened when the one before it is done with.
+        archives: Each is opened when the one before it is done with, and let go.
     """
     blocks = blocks_for(wanted.features, headers[0].dtype, sum(one.rows for one in headers))
     pieces: dict[str, list[pa.Array]] = {name: [] for name, _ in wanted.others}
     start = 0
-    for header, opened in zip(headers, archives, strict=True):
-        if opened.header != header:
-            raise _OtherArchiveError
-        fill(blocks, opened.archive, opened.features, start)
-        for name, array in _others(opened, wanted.others):
-            pieces[name].append(array)
+    for header in headers:
+        _add(next(archives), header, wanted, blocks, pieces, start)
         start += header.rows
     arrays = {name: found[0] if len(found) == 1 else pa.concat_arrays(found) for name, found in pieces.items()}
     names = headers[0].features
@@ -313,6 +310,22 @@ def _table(wanted: _Wanted, headers: Sequence[Header], archives: Iterable[_Opene
         arrays.update((names[position], array) for position, array in zip(block.features, columns, strict=True))
     ordered = [name for name, _ in wanted.columns]
     return pa.table([arrays[name] for name in ordered], names=ordered)
+
+
+def _add(
+    opened: _Opened,
+    header: Header,
+    wanted: _Wanted,
+    blocks: Sequence[Block],
+    pieces: dict[str, list[pa.Array]],
+    start: int,
+) -> None:
+    """An archive's features into `blocks`, from row `start` on, and its other columns behind those in `pieces`."""
+    if opened.header != header:
+        raise _OtherArchiveError
+    fill(blocks, opened.archive, opened.features, start)
+    for name, array in _others(opened, wanted.others):
+        pieces[name].append(array)
 
 
 def _others(opened: _Opened, columns: Columns) -> Iterator[tuple[str, pa.Array]]:

@@ -24,9 +24,13 @@ STEPS_LIMIT = 2_000_000
 DIMENSIONS_LIMIT = 64
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object lies in memory: no two runs would tell the same."""
+
+
 def short(value: object) -> str:
-    """A value as text of one line, for an error."""
-    text = " ".join(str(value).split())
+    """A value as text of one line, for an error; the same value gives the same text."""
+    text = _ADDRESS.sub("", " ".join(str(value).split()))
     return text if len(text) <= 120 else f"{text[:120]}..."
 
 

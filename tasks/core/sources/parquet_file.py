@@ -122,7 +122,6 @@ def _of_group(
             np.arange(start, stop) if rows is None else rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
         )
         if len(here):
-            # By name: of a column `a`, Arrow also reads the columns whose names begin with `a.`
             arrays = {name: _taken(batch.column(name), here - start) for name in columns}
             yield here, {name: plain(array, name, where) for name, array in arrays.items()}
         opened.let_go()

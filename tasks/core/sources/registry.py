@@ -63,9 +63,20 @@ def suffix_of(path: str, formats: tuple[Format, ...]) -> tuple[Format, str] | No
 
 def fingerprint_of(format_: Format, entry: Entry) -> Fingerprint:
     """What tells that a file was changed."""
-    if format_ is Format.SQLITE and not is_remote(entry.path):
+    if is_remote(entry.path) or format_ not in DATABASES:
+        return Fingerprint(entry.size, entry.modified, entry.mark)
+    if format_ is Format.SQLITE:
         return sqlite_file.fingerprint(Path(entry.path))
-    return Fingerprint(entry.size, entry.modified, entry.mark)
+    return Fingerprint(entry.size, entry.modified, _log(Path(entry.path)))
+
+
+def _log(path: Path) -> str:
+    """The size and time of the log that DuckDB keeps beside a database while what is in it is not in the file."""
+    try:
+        status = path.with_name(f"{path.name}.wal").stat()
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_size}.{status.st_mtime_ns}"
 
 
 def is_unchanged(source: Source) -> bool:
@@ -78,8 +89,9 @@ def is_unchanged(source: Source) -> bool:
     path, known = Path(source.path), source.fingerprint
     try:
         status = path.stat()
-        same = (status.st_size, status.st_mtime_ns) == (known.size, known.modified)
-        return same and (source.format is not Format.SQLITE or sqlite_file.fingerprint(path) == known)
+        entry = Entry(source.path, status.st_size, status.st_mtime_ns)
+        same = (entry.size, entry.modified) == (known.size, known.modified)
+        return same and (source.format not in DATABASES or fingerprint_of(source.format, entry) == known)
     except FileNotFoundError:
         return False
 

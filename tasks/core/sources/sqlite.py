@@ -86,7 +86,7 @@ class SqliteReader:
             with reading(self._file(source)) as connection:
                 (count,) = connection.execute(f"SELECT count(*) FROM {quoted(source.table)}").fetchone()
                 return int(count)
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):  # the text of an error may be no UTF-8
             return None
 
     def checksum(self, source: Source) -> int:

@@ -109,8 +109,9 @@ def errors(where: str) -> Iterator[None]:
         if "too many columns" in text:
             raise BadSourceError(
                 where,
-                f"it has a table of more than 2,000 columns, which SQLite as it is built here cannot read ({text})",
-                "Export that table as CSV, or with fewer measurements.",
+                f"it has a table of more than 2,000 columns, which SQLite as it is built here cannot read: export that "
+                f"table as CSV, or with fewer measurements ({text})",
+                "Until then no table of the file can be read.",
             ) from error
         raise BadSourceError(
             where,

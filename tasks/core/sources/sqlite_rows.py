@@ -265,7 +265,7 @@ def _guarded(query: Query, keys: Keys, columns: list[tuple[str, ColumnType]], or
     as infinity, `nan` and anything else becomes null. A real in an integer column widens it, unless that numbers
     images or objects: there 3.0 is 3, and what is no whole number becomes null.
     """
-    numbers = (keys.image_number, keys.object_number)
+    numbers = keys.names
     classes = _storage_classes(query, columns)
     widened, findings, expressions = [], [], []
     for (name, type_), counts in zip(columns, classes, strict=True):

@@ -173,12 +173,17 @@ def test_keys_written_as_fractions_are_whole_numbers(file: Path) -> None:
     assert [one.image for one in index_of(source).images] == [1, 2]
 
 
-@pytest.mark.parametrize("text", ["True", "true", "TRUE"])
-def test_truth_values(file: Path, text: str) -> None:
-    source = written(file, lines("Flag,X", f"{text},0", "False,0", ",0"))
+@pytest.mark.parametrize(
+    ("true", "false"), [("True", "False"), ("true", "false"), ("TRUE", "FALSE"), ("Yes", "No"), ("yes", "NO")]
+)
+def test_truth_values(file: Path, true: str, false: str) -> None:
+    source = written(file, lines("Flag,X", f"{true},0", f"{false},0", ",0"))
     assert sample(source).types["Flag"] is ColumnType.BOOL
     assert column(source, "Flag", ColumnType.BOOL) == [True, False, None]
-    assert read(written(file, lines("Flag,X", f"{text},0", "maybe,0")), [("Flag", ColumnType.BOOL)]).widened
+    spaced = written(file, lines("Flag,X", f" {true},0", f"{false} ,0", ",0"))
+    assert column(spaced, "Flag", ColumnType.BOOL) == [True, False, None]
+    assert column(spaced, "Flag", TEXT) == [f" {true}", f"{false} ", None]
+    assert read(written(file, lines("Flag,X", f"{true},0", "maybe,0")), [("Flag", ColumnType.BOOL)]).widened
 
 
 def test_texts_keep_their_blanks_and_an_empty_one_is_null(file: Path) -> None:

@@ -144,9 +144,7 @@ def test_a_packed_nothing_is_an_empty_file(tmp_path: Path, places: Places, endin
 
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from([".gz", ".zst"]))
-def test_a_packed_file_cut_off_anywhere_is_bad(
-    tmp_path_factory: pytest.TempPathFactory, cut: int, ending: str
-) -> None:
+def test_a_packed_file_cut_off_anywhere_is_bad(tmp_path_factory: pytest.TempPathFactory, cut: int, ending: str) -> None:
     data = PACKERS[ending](rows())
     folder = tmp_path_factory.mktemp("cut")
     packed = written(folder / f"Cells.csv{ending}", data[: cut % len(data)])
@@ -160,9 +158,7 @@ def test_a_packed_file_cut_off_anywhere_is_bad(
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_many_packed_files_are_read_together(tmp_path: Path, places: Places, ending: str) -> None:
-    sources = [
-        written(tmp_path / f"{number}.csv{ending}", PACKERS[ending](rows(number, 2))) for number in range(1, 4)
-    ]
+    sources = [written(tmp_path / f"{number}.csv{ending}", PACKERS[ending](rows(number, 2))) for number in range(1, 4)]
     together = CsvReader(places).read_together([Request(one, KEYS, PLANNED) for one in sources])
     assert together is not None
     assert together.counts == (2, 4, 6)

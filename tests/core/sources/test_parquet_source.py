@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_cytotable.tasks.core.errors import BadSourceError
@@ -162,6 +162,13 @@ def test_a_column_of_several_values_is_a_bad_source_that_names_it(file: Path, ar
 def test_two_columns_of_one_name_are_a_bad_source(file: Path) -> None:
     pq.write_table(pa.table([[1], [2]], names=["a", "a"]), file)
     with pytest.raises(BadSourceError, match="two columns called 'a'"):
+        READER.columns(source_of(file))
+
+
+def test_a_name_that_is_no_utf8_is_a_bad_source(file: Path) -> None:
+    written(file, {"Value": [1]}, store_schema=False)
+    file.write_bytes(file.read_bytes().replace(b"Value", b"\xffalue"))
+    with pytest.raises(BadSourceError, match="cannot be read as Parquet"):
         READER.columns(source_of(file))
 
 
@@ -407,6 +414,9 @@ def test_datasets_inside_one_file(file: Path, array: pa.Array, rows: list[str | 
     together = READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources])
     assert together is not None
     assert together.counts == tuple(map(len, expected.values()))
+    some = READER.read_together([Request(one, OBJECTS, PLANNED) for one in sources[:1]])
+    assert some is not None
+    assert some.table.column("ObjectNumber").to_pylist() == expected[rows[0]]
     for place, objects in enumerate(expected.values()):
         here = together.table.filter(pa.array(together.order == place))
         assert here.column("ObjectNumber").to_pylist() == objects
@@ -491,6 +501,7 @@ def cuts(draw: st.DataObject, index: Index) -> Iterator[tuple[tuple[int, int], t
         yield (here[0].image, here[-1].image), tuple(spans), sum(one.rows for one in here)
 
 
+@settings(max_examples=50)
 @given(tables(), st.integers(1, 12), st.sampled_from([OBJECTS, NO_KEYS]), st.booleans(), st.data())
 def test_every_cut_reads_every_row_once(
     file: Path, table: pa.Table, group: int, keys: Keys, numbered: bool, data: st.DataObject
@@ -568,6 +579,42 @@ def test_a_file_that_is_no_parquet_is_a_bad_source(file: Path, how: str) -> None
         with pytest.raises(BadSourceError, match="cannot be read as Parquet"):
             action(source)
     assert READER.count(source) is None
+
+
+EVERY_BYTE = """
+import sys
+from pathlib import Path
+from prefect_cytotable.tasks.core.errors import BadSourceError
+from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Format, Source
+from prefect_cytotable.tasks.core.places import Places
+from prefect_cytotable.tasks.core.sources.base import Keys, Request
+from prefect_cytotable.tasks.core.sources.parquet import ParquetReader
+
+path, reader, keys = Path(sys.argv[1]), ParquetReader(Places()), Keys("ImageNumber", "ObjectNumber")
+source = Source("cells", str(path), Format.PARQUET, Fingerprint(path.stat().st_size, 0))
+columns = (("ImageNumber", ColumnType.INT64), ("Value", ColumnType.DOUBLE), ("Name", ColumnType.STRING))
+data = path.read_bytes()
+bad = 0
+for place in range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data), 2):
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    try:
+        reader.sample([source], 1 << 20, True)
+        reader.index([source], keys, True)
+        reader.read(Request(source, keys, columns))
+    except BadSourceError:
+        bad += 1
+print(bad)
+"""
+
+
+def test_no_damage_of_the_footer_ends_the_process(file: Path) -> None:
+    columns = plate([1, 2], Name=["a", "b"])
+    written(file, columns, store_schema=False, compression="none")
+    result = subprocess.run(
+        [sys.executable, "-c", EVERY_BYTE, str(file)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 50
 
 
 @pytest.mark.parametrize("mapping", ["0", "1"])
