@@ -217,7 +217,9 @@ def test_worked_examples_of_names() -> None:
 
 def test_variables_that_are_documented_are_read() -> None:
     code = "\n".join(
-        path.read_text(encoding="utf-8") for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py")
+        path.read_text(encoding="utf-8")
+        for folder in ("flows", "tasks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
     )
     for page in DOCUMENTS:
         for name in re.findall(r"\b(?:PREFECT_)?CYTOTABLE_[A-Z_]+", page.read_text(encoding="utf-8")):
