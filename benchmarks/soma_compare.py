@@ -85,7 +85,7 @@ def ways(store: Path, table: Path) -> list[Way]:
     experiment = str(store / soma_generate.EXPERIMENT)
 
     def ours(tissue: str, output: Path) -> list[str]:
-        cli = ["-m", "prefect_cytotable.flows.cli", "fetch"]
+        cli = ["-m", "prefect_cytotable.flows.entry", "fetch"]
         return [*cli, str(store), str(output), "-t", tissue, "--quiet", "--overwrite"]
 
     def plain(buffer: str) -> Callable[[str, Path], list[str]]:
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment |= {"PREFECT_HOME": str(scratch), "PREFECT_CYTOTABLE_HOME": str(scratch)}
     try:
         if not whole.exists():
-            fetch = [sys.executable, "-m", "prefect_cytotable.flows.cli", "fetch", str(store), str(whole), "--quiet"]
+            fetch = [sys.executable, "-m", "prefect_cytotable.flows.entry", "fetch", str(store), str(whole), "--quiet"]
             if measure.run(fetch, environment=environment).exit_code:
                 return 1
         found = [figures(way, tissue, asked.repeat, scratch, environment) for tissue in asked.tissues for way in chosen]
