@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import httpx
 from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
+from prefect_cytotable.flows.running import inside_flow
+from prefect_cytotable.flows.temporary import temporary_server
 
 ANSWER_SECONDS = 8.0
 """How long a server may take to say that it is well; a busy one here took less than one second."""
+
+RETRIES = 4
+"""How often a request is repeated, after 2, 4, 8 and 16 s: a server that is started again within half a minute is not
+lost. Prefect's own five repetitions make a minute of each request, and a run that ends has some."""
+
+BRIEF_RETRIES = 1
+"""The same for what a run can do without."""
 
 LOST = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect raises where a server does not answer, or not as it should, after its own retries."""
@@ -25,7 +34,9 @@ _UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no c
 
 @contextmanager
 def connected(connection: Connection | None) -> Iterator[None]:
-    """Prefect, inside the block, connected to that server; None leaves its connection as it is.
+    """Prefect, inside the block, connected to that server; with None, to that of the flow or task around it.
+
+    Where there is none around it, a server is started for the block.
 
     An address that Prefect does not know of itself (our own server's) is a setting for the block alone: later runs
     ask again which server there is.
@@ -33,9 +44,18 @@ def connected(connection: Connection | None) -> Iterator[None]:
     Raises:
         ServerUnreachableError: The server does not answer, or was lost on the way.
     """
-    if connection is None:
+    if connection is None and inside_flow():
         yield
         return
+    with ExitStack() as stack:
+        if connection is None:
+            connection = stack.enter_context(temporary_server())
+        stack.enter_context(_connected(connection))
+        yield
+
+
+@contextmanager
+def _connected(connection: Connection) -> Iterator[None]:
     with _settings(connection.url):
         _require_answer(connection)
         try:
@@ -49,15 +69,27 @@ def connected(connection: Connection | None) -> Iterator[None]:
 
 
 @contextmanager
+def briefly() -> Iterator[None]:
+    """Inside, a server that does not answer is given up after seconds: for what a run can do without."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: min(PREFECT_CLIENT_MAX_RETRIES.value(), BRIEF_RETRIES)}):
+        yield
+
+
+@contextmanager
 def _settings(url: str) -> Iterator[None]:
     """Settings with that address, for every thread: some of Prefect's own ask for it outside the caller's context.
 
     A process pool's reporter is one; where it found no address, it would start a server of its own.
     """
-    known = PREFECT_API_URL.value() == url
-    everywhere = nullcontext if known else getattr(context, "_temporary_global_settings_context", nullcontext)
-    with temporary_settings({PREFECT_API_URL: url}), everywhere(context.get_settings_context()):
-        yield
+    settings = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: min(PREFECT_CLIENT_MAX_RETRIES.value(), RETRIES)}
+    known = getattr(context, "GLOBAL_SETTINGS_CONTEXT", None)
+    everywhere = getattr(context, "_temporary_global_settings_context", None)
+    with temporary_settings(settings):
+        if everywhere is None or (known is not None and known.settings.api.url == url):
+            yield
+        else:
+            with everywhere(context.get_settings_context()):
+                yield
 
 
 def _require_answer(connection: Connection) -> None:

@@ -1,15 +1,17 @@
-"""Runs that are killed (SIGKILL) at moments by chance, and what the next run makes of them.
+"""Runs that are killed (SIGKILL) at moments by chance, parts that are damaged, and what the next run makes of them.
 
 In a test run each kind of run is killed at one or two moments. All of it, with ten moments a kind:
 
-    CYTOTABLE_FAULT_MOMENTS=10 python -m pytest tests/faults/test_killed.py
+    CYTOTABLE_FAULT_MOMENTS=10 python -m pytest tests/faults/test_resume.py -k killed
 
 CYTOTABLE_FAULT_SEED chooses other moments.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_tools import (
@@ -55,7 +57,7 @@ def batches(chunks: tuple[Chunk, ...], runner: str) -> list[tuple[Chunk, ...]]:
 
 
 @pytest.mark.parametrize(("runner", "with_server", "moment"), CASES)
-def test_the_next_run_does_the_rest(
+def test_a_killed_run_is_finished_by_the_next(
     runner: str,
     with_server: bool,
     moment: Moment,
@@ -90,3 +92,67 @@ def test_the_next_run_does_the_rest(
         for batch in tasks
     }
     assert served.chunk_states(served.flow_run(ear.text), len(chunks)) == expected
+
+
+# --- what is kept, and whether it is trusted ----------------------------------------------------------------
+
+
+def part_of(place: Place, key: str) -> Path:
+    (part,) = place.work.glob(f"parts/{key}-*.parquet")
+    return part
+
+
+def altered(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def exchanged(place: Place, keys: tuple[str, str]) -> None:
+    """Put the results that Prefect keeps of two tasks in each other's place."""
+    one, other = (place.work / "results" / key for key in keys)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def test_batches_that_were_done_are_cached_while_every_part_is_whole(
+    served: Served, plate: Path, chunks: tuple[Chunk, ...], undisturbed: bytes, tmp_path: Path
+) -> None:
+    place = Place(plate, tmp_path, "concurrent", served)
+    tasks = batches(chunks, place.runner)
+    names = [batch_name(batch) for batch in tasks]
+    assert len(tasks) == 14
+    assert names[0] == f"{chunks[0].name} ... (3 chunks)"
+    assert names[-1] == chunks[-1].name
+
+    def again(**arguments: Any) -> tuple[set[str], dict[str, str]]:
+        """The chunks that were converted, and the states of the tasks."""
+        ear = Ear()
+        assert place.again(ear, keep_chunks=True, **arguments) == undisturbed
+        states = served.chunk_states(served.flow_run(ear.text), len(chunks))
+        return {one.key for one in ear.results} - ear.reused, states
+
+    everything = {chunk.key for chunk in chunks}
+    assert again() == (everything, dict.fromkeys(names, "Completed"))
+    assert again() == (set(), dict.fromkeys(names, "Cached"))
+
+    harmed = [tasks[number][number % 3] for number in (1, 3, 5)]
+    for chunk, harm in zip(harmed, (Path.unlink, lambda path: os.truncate(path, 1000), altered), strict=True):
+        harm(part_of(place, chunk.key))
+    converted, states = again()
+    assert converted == {chunk.key for chunk in harmed}
+    assert {name for name, state in states.items() if state != "Cached"} == {names[number] for number in (1, 3, 5)}
+
+    exchanged(place, (batch_key(tasks[0]), batch_key(tasks[4])))
+    assert again() == (set(), dict.fromkeys(names, "Cached"))
+
+    (place.work / "results" / batch_key(tasks[2])).write_text("{")
+    (place.work / "records" / f"{tasks[6][0].key}.json").write_text("{")
+    converted, states = again()
+    assert converted == {tasks[6][0].key}
+    assert {name for name, state in states.items() if state != "Cached"} == {names[2], names[6]}
+
+    converted, states = again(workers=1)
+    assert converted == set()
+    assert len(states) < len(tasks), "other batches: nothing is cached, and nothing done again"
