@@ -9,7 +9,9 @@ import httpx
 from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
@@ -49,9 +51,18 @@ def connected(connection: Connection | None) -> Iterator[None]:
         return
     with ExitStack() as stack:
         if connection is None:
-            connection = stack.enter_context(temporary_server())
-        stack.enter_context(_connected(connection))
+            server = stack.enter_context(temporary_server())
+            stack.enter_context(_connected(server))
+            stack.callback(_tell_all)  # while it is there, and these settings name it
+        else:
+            stack.enter_context(_connected(connection))
         yield
+
+
+def _tell_all() -> None:
+    """Send the server what was logged and what became of the tasks: both are told a little later than they happen."""
+    APILogWorker.instance().drain()
+    EventsWorker.drain_all()
 
 
 @contextmanager

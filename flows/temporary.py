@@ -47,13 +47,7 @@ def temporary_server() -> Iterator[Connection]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        connection = Connection(f"http://{HOST}:{_port(process)}/api", Origin.TEMPORARY)
-        try:
-            yield connection
-        except Exception:
-            _told()
-            raise
-        _told()
+        yield Connection(f"http://{HOST}:{_port(process)}/api", Origin.TEMPORARY)
     finally:
         process.stdin.close()
         process.stdout.close()
@@ -77,15 +71,6 @@ def _port(process: subprocess.Popen[bytes]) -> int:
         f"A temporary Prefect server {'ended at once' if process.poll() is not None else 'did not answer in time'}. "
         f"See that PREFECT_HOME can be written, or start one with `prefect-cytotable server start`."
     )
-
-
-def _told() -> None:
-    """Wait until the server has been sent what was logged and what became of the tasks."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    APILogWorker.instance().drain()
-    EventsWorker.drain_all()
 
 
 def _serve() -> None:
