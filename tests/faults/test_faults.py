@@ -100,9 +100,19 @@ def test_a_cluster_that_loses_a_worker_goes_on_with_the_other(
 
 
 def test_a_task_that_kills_every_worker_is_told() -> None:
+    from distributed.core import Status
     from distributed.scheduler import KilledWorker, WorkerState
 
-    state = WorkerState(address="tcp://127.0.0.1:1", status="running", pid=1, name="one", server_id="one")
+    state = WorkerState(
+        address="tcp://127.0.0.1:1",
+        status=Status.running,
+        pid=1,
+        name="one",
+        memory_limit=0,
+        local_directory="",
+        nanny=None,
+        server_id="one",
+    )
     assert killed_worker(KilledWorker("task", state, 3)) == 4
     assert killed_worker(RuntimeError("else")) is None
 
