@@ -218,7 +218,7 @@ def test_a_task_that_is_tried_again_does_only_what_failed(tmp_path: Path, monkey
     place = PlanPlace(store.save_plan(draft))
     numbers = tuple(chunk.number for chunk in draft.chunks)
     assert len(numbers) == 4
-    holder = sqlite3.connect(tmp_path / "in" / "b.sqlite", isolation_level=None)
+    holder = sqlite3.connect(tmp_path / "in" / draft.datasets[-1].name, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(SourceBusyError) as caught:
         convert_jobs(place, numbers)
