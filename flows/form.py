@@ -54,7 +54,12 @@ def shown(title: str, text: str, example: object) -> FieldInfo:
 
 
 SIZE = either(size=TEXT, bytes=NUMBER)
-ON_OFF = {"type": "boolean"}
+ON_OFF: Mapping[str, Any] = {"type": "boolean"}
+
+# What a form shows for None, as the first to choose from: it sends null for what was not touched.
+_AUTOMATIC = {"automatic": NONE}
+_NONE = {"none": NONE}
+_PRESETS = {"preset's": NONE}
 
 # --- of several flows ---------------------------------------------------------------------------------------
 
@@ -69,7 +74,9 @@ TaskRunner = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None, control(NUMBER), shown("Workers", "Chunks under way at once; empty: one for each processor.", 4)
+    int | None,
+    control(either(**_AUTOMATIC, number=NUMBER)),
+    shown("Workers", "Chunks under way at once; automatic: one for each processor, and memory for.", 4),
 ]
 MemoryBudget = Annotated[
     str | int, control(SIZE), shown("Memory budget", "For all processes of the run together.", "4GiB")
@@ -79,8 +86,10 @@ FetchBudget = Annotated[
 ]
 WorkDir = Annotated[
     str | None,
-    control(TEXT),
-    shown("Work folder", "Where parts lie until the output is whole; empty: beside the destination.", "/scratch/parts"),
+    control(either(**_AUTOMATIC, folder=TEXT)),
+    shown(
+        "Work folder", "Where parts lie until the output is whole; automatic: beside the destination.", "/scratch/parts"
+    ),
 ]
 Overwrite = Annotated[bool, shown("Overwrite", "Replace a destination that is there, once the new one is whole.", True)]
 KeepChunks = Annotated[
@@ -88,7 +97,7 @@ KeepChunks = Annotated[
 ]
 Profile = Annotated[
     str | dict[str, Any] | None,
-    control(either(folder=TEXT, options={"type": "object"})),
+    control(either(**_NONE, folder=TEXT, options={"type": "object"})),
     shown("Memory profile", "A folder for a profile of the run's memory; needs memray on the worker.", "/data/profile"),
 ]
 
@@ -120,27 +129,29 @@ DestDatatype = Annotated[
 ]
 SourceDatatype = Annotated[
     str | None,
-    control(choice(Format)),
+    control(either(**_PRESETS, format=choice(Format))),
     shown("Format of the source", "Where it is not the preset's.", "sqlite"),
 ]
 Metadata = Annotated[
-    list[str] | None, control(NAMES), shown("Image table", "Its name, where it is not the preset's.", ["image"])
+    list[str] | None,
+    control(either(**_PRESETS, names=NAMES)),
+    shown("Image table", "Its name, where it is not the preset's.", ["image"]),
 ]
 Compartments = Annotated[
     list[str] | None,
-    control(NAMES),
+    control(either(**_PRESETS, names=NAMES)),
     shown("Compartments", "Instead of the preset's; each must be there.", ["cells", "nuclei", "cytoplasm"]),
 ]
 IdentifyingColumns = Annotated[
     list[str] | None,
-    control(NAMES),
+    control(either(**_PRESETS, names=NAMES)),
     shown("Identifying columns", "Columns that name a row, instead of the preset's.", ["ImageNumber", "ObjectNumber"]),
 ]
 Concat = Annotated[bool, shown("One file", "Put the chunks together; else a file for each.", True)]
 Join = Annotated[bool, shown("Join compartments", "One row for each cell; else a table for each compartment.", True)]
 Joins = Annotated[
     str | None,
-    control(TEXT),
+    control(either(**_PRESETS, SQL=TEXT)),
     shown(
         "SQL for the join",
         "One SELECT over the tables of a chunk, which can read nothing else.",
@@ -148,7 +159,9 @@ Joins = Annotated[
     ),
 ]
 ChunkSize = Annotated[
-    int | None, control(NUMBER), shown("Rows of a chunk", "Empty: what the memory budget allows.", 50000)
+    int | None,
+    control(either(**_AUTOMATIC, number=NUMBER)),
+    shown("Rows of a chunk", "Automatic: what the memory budget allows.", 50000),
 ]
 CommonSchema = Annotated[
     bool,
@@ -157,17 +170,17 @@ CommonSchema = Annotated[
 DropNull = Annotated[bool, shown("Drop rows with nulls", "Rows with a missing value are left out, and counted.", False)]
 Casts = Annotated[
     dict[str, str] | None,
-    control(PAIRS),
+    control(either(**_NONE, types=PAIRS)),
     shown("Types", "Arrow types for float, integer and string columns.", {"float": "float32"}),
 ]
 TableNumber = Annotated[
     bool | None,
-    control(either(automatic=NONE, yes_or_no=ON_OFF)),
+    control(either(**_AUTOMATIC, yes_or_no=ON_OFF)),
     shown("Metadata_TableNumber", "Tells data sets apart; automatic: where there is more than one.", True),
 ]
 PageKeys = Annotated[
     dict[str, str] | None,
-    control(PAIRS),
+    control(either(**_PRESETS, columns=PAIRS)),
     shown("Number columns", "The column that numbers a table's objects.", {"cells": "ObjectNumber"}),
 ]
 SortOutput = Annotated[bool, shown("Sort", "Rows in the order of data set, image and object number.", True)]
@@ -188,12 +201,12 @@ ImageColumns = Annotated[
 ]
 Relations = Annotated[
     dict[str, str] | None,
-    control(PAIRS),
+    control(either(**_PRESETS, relations=PAIRS)),
     shown("Relations", "Which column names which parent.", {"Cytoplasm.Parent_Cells": "Cells"}),
 ]
 StorageOptions = Annotated[
     dict[str, str | bool] | None,
-    control({"type": "object"}),
+    control(either(**_NONE, options={"type": "object"})),
     shown("Storage options", "How object storage is reached; never a secret.", {"no_sign_request": True}),
 ]
 
@@ -212,26 +225,34 @@ FetchDestination = Annotated[
     shown("Destination", "The file to write, on a disk of the worker: .feather, .parquet, .csv.", "/data/lung.feather"),
 ]
 FetchDatatype = Annotated[
-    str | None, control(choice(TableFormat)), shown("Format", "Empty: what the destination's ending says.", "feather")
+    str | None,
+    control(either(**_AUTOMATIC, format=choice(TableFormat))),
+    shown("Format", "Automatic: what the destination's ending says.", "feather"),
 ]
 AxisName = Annotated[str, control(choice(Axis)), shown("Axis", "Cells (obs) or features (var).", "obs")]
 Measurement = Annotated[str, shown("Measurement", "The measurement whose var is meant.", "RNA")]
 Organism = Annotated[str, shown("Organism", "The experiment in a Census.", "homo_sapiens")]
 Columns = Annotated[
     str | list[str] | None,
-    control(either(names=NAMES, text=TEXT)),
-    shown("Columns", "In the order of the output; empty: all.", ["cell_type", "tissue"]),
+    control(either(all=NONE, names=NAMES, text=TEXT)),
+    shown("Columns", "In the order of the output.", ["cell_type", "tissue"]),
 ]
-Tissue = Annotated[str | None, control(TEXT), shown("Tissue", "A value of tissue_general.", "lung")]
+Tissue = Annotated[
+    str | None, control(either(any=NONE, name=TEXT)), shown("Tissue", "A value of tissue_general.", "lung")
+]
 ValueFilter = Annotated[
     str | None,
-    control(TEXT),
+    control(either(**_NONE, filter=TEXT)),
     shown("Filter", "Rows to keep, in SOMA's language.", "cell_type == 'B cell' and nnz > 500"),
 ]
 BufferBytes = Annotated[
-    str | int | None, control(SIZE), shown("Buffer of a column", "Empty: from the budget and the columns.", "4MiB")
+    str | int | None,
+    control(either(**_AUTOMATIC, size=TEXT, bytes=NUMBER)),
+    shown("Buffer of a column", "Automatic: from the budget and the columns.", "4MiB"),
 ]
 JoinIds = Annotated[
-    int | None, control(NUMBER), shown("Joinids of a chunk", "Empty: chunks of a remote store alone.", 1000000)
+    int | None,
+    control(either(**_AUTOMATIC, number=NUMBER)),
+    shown("Joinids of a chunk", "Automatic: chunks of a remote store alone.", 1000000),
 ]
 VarJoinIds = Annotated[bool, shown("Joinids of var", "Write those too, to a file beside the destination.", False)]
