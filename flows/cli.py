@@ -126,7 +126,7 @@ def _parser() -> _Parser:
     one.add_argument("folder", nargs="?", default="prefect-cytotable-demo", help="where to (default: %(default)s)")
 
     one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
-    one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
+    one.add_argument("what", choices=["start", "status", "stop", "settings"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
 
     cli_serve.add_command(command)
@@ -300,6 +300,9 @@ def _server(given: argparse.Namespace) -> int:
         started = server.start(port=given.port)
         print(f"{'Already running' if started.already_running else 'Running'}: {started.ui_url}")
         print("Runs from now on are shown there. `prefect-cytotable server stop` ends it.")
+        return 0
+    if given.what == "settings":
+        print("\n".join(f"{name}={value}" for name, value in server.SERVER_SETTINGS.items()))
         return 0
     if given.what == "stop":
         print("Stopped." if server.stop() else "No server was running.")

@@ -75,7 +75,8 @@ def served(runner: str | None = None) -> list[RunnerDeployment]:
     Raises:
         ArgumentError: There is no such runner.
     """
-    from prefect.deployments.runner import EntrypointType  # Prefect takes 2 s to import
+    from prefect.deployments.runner import RunnerDeployment  # Prefect takes 2 s to import
+    from prefect.types.entrypoint import EntrypointType
 
     if runner is not None:
         checked_runner(runner)
@@ -84,7 +85,8 @@ def served(runner: str | None = None) -> list[RunnerDeployment]:
         flow = one.flow()
         chosen = {"task_runner": runner} if runner and "task_runner" in flow.parameters.properties else {}
         found.append(
-            flow.to_deployment(
+            RunnerDeployment.from_flow(
+                flow,
                 one.name,
                 description=one.description,
                 tags=[TAG],

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, JsonValue, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from prefect_cytotable.flows.clusters import RUNNERS
@@ -42,7 +42,7 @@ def control(schema: Mapping[str, Any]) -> WithJsonSchema:
     return WithJsonSchema(dict(schema))
 
 
-def shown(title: str, text: str, example: object) -> FieldInfo:
+def shown(title: str, text: str, example: JsonValue) -> FieldInfo:
     """A title, what the parameter means, and an example of a value, which the text repeats where it is no switch.
 
     Prefect itself gives a field the parameter's name and the docstring's text; the extra keys come after that and win.

@@ -46,9 +46,9 @@ def gather(options: Options) -> Gathered:
     root, places = options.source, Places(options.storage)
     if not is_remote(root) and not Path(root).exists():
         raise SourceNotFoundError(f"{root}: there is no such file or folder.{_near(Path(root))}")
-    listed = sorted(places.entries(root), key=lambda one: one.path)
-    entries = [one for one in listed if one.mark != OUTSIDE]
-    links = {one.path for one in listed if one.mark == OUTSIDE}
+    every = sorted(places.entries(root), key=lambda one: one.path)
+    entries = [one for one in every if one.mark != OUTSIDE]
+    links = {one.path for one in every if one.mark == OUTSIDE}
     formats = options.formats or (options.preset.format,)
     files = list(_files(entries, root, formats))
     if not is_remote(root):
