@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "fetch", "presets", "demo", "server", "profile", "memory")
+COMMANDS = ("convert", "plan", "fetch", "presets", "demo", "server", "serve", "profile", "memory")
 
 
 @dataclass(frozen=True)

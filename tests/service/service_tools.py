@@ -48,7 +48,9 @@ def listens(port: int) -> bool:
 
 def variables(**more: str) -> dict[str, str]:
     """An environment that has nothing of the person who runs the tests, and our command in its path."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("PREFECT_", "CYTOTABLE_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.upper().startswith(("PREFECT_", "CYTOTABLE_"))
+    }
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return kept | {"DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"} | more
 
@@ -93,10 +95,8 @@ class Processes:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
         for process in reversed(self.running):
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                pass
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=20)

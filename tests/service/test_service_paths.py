@@ -189,7 +189,7 @@ def test_a_fresh_server_writes_in_batches(servers: Site, name: str) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_worker_takes_runs_of_the_deployment(worker: Site, on: SyncPrefectClient) -> None:
-    """Two at once, of which it may do one at a time; what is outside the roots is refused, whatever the run asks for."""
+    """Two runs, of which it may do one at a time; what is outside the roots is refused, whatever a run asks for."""
     out = worker.allowed / "worker.parquet"
     good = {"source_path": str(worker.plate), "dest_path": str(out), "preset": SQLITE, "chunk_size": 40}
     secret = worker.folder / "secret.sqlite"
