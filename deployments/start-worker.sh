@@ -17,7 +17,7 @@ if [[ -z ${PREFECT_CYTOTABLE_ALLOWED_ROOTS+set} ]]; then
     exit 2
 fi
 
-if ! prefect work-pool inspect "$pool" >/dev/null 2>&1; then
-    prefect work-pool create "$pool" --type process --base-job-template "$template"
+if ! made=$(prefect work-pool create "$pool" --type process --base-job-template "$template" 2>&1); then
+    prefect work-pool inspect "$pool" >/dev/null 2>&1 || { echo "$made" >&2; exit 1; }
 fi
 exec prefect worker start --pool "$pool" --type process --limit "$limit" --name "$(uname -n)-$$"

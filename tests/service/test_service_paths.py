@@ -9,23 +9,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import FlowRun
+from prefect.concurrency.sync import concurrency
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from service_tools import ROOT, Processes, free_port, listens, postgres, processes, until, variables
+from service_tools import ROOT, SECONDS, Processes, free_port, listens, postgres, processes, until, variables
 
 from prefect_cytotable.flows import convert, server
+from prefect_cytotable.flows.limits import machine
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_sqlite
+from prefect_cytotable.tasks.core.progress import Silent
 from prefect_cytotable.tasks.core.roots import ENDPOINTS, ROOTS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are for POSIX systems")
@@ -33,6 +41,20 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are
 SQLITE = "cellprofiler_sqlite"
 POOL = "my-work-pool"
 """As in deployments/prefect.yaml."""
+
+
+class Heard(Silent):
+    """A progress that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.chunks = 0
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def start(self, chunks: int, rows: int) -> None:
+        self.chunks = chunks
 
 
 @dataclass
@@ -229,7 +251,6 @@ def test_the_form_has_the_runner_of_the_deployment_and_refuses_nonsense(on: Sync
             run_of(on, "convert/convert", given | wrong)
 
 
-@pytest.mark.usefixtures("serving")
 def test_a_cluster_of_jobs_is_started_for_a_run(
     serving: Site, on: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,4 +261,27 @@ def test_a_cluster_of_jobs_is_started_for_a_run(
     monkeypatch.delenv(ROOTS, raising=False)
     with dask.config.set({"jobqueue.local.cores": 1, "jobqueue.local.memory": "1GB"}):
         convert(serving.plate, out, preset=SQLITE, chunk_size=40, task_runner="dask:local-jobs", workers=1)
+    assert out.read_bytes() == serving.expected
+
+
+def test_a_run_waits_for_room_in_the_limit_of_its_machine(
+    serving: Site, on: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = serving.folder / "limited.parquet"
+    monkeypatch.delenv(ROOTS, raising=False)
+    name = f"cytotable-machine-{machine()}"
+    on.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    heard = Heard()
+    arguments = {"preset": SQLITE, "chunk_size": 40, "progress": heard}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with concurrency(name, occupy=1, strict=True):
+                run = pool.submit(copy_context().run, partial(convert, serving.plate, out, **arguments))
+                until(lambda: any(name in line for line in heard.said) or run.done(), "the run")
+                time.sleep(1)
+                assert not run.done()
+                assert heard.chunks == 0
+            run.result(timeout=SECONDS)
+    finally:
+        on.delete_global_concurrency_limit_by_name(name)
     assert out.read_bytes() == serving.expected
