@@ -39,7 +39,7 @@ def test_the_classes_of_the_table_are_there_with_their_settings(name: str) -> No
 )
 def test_a_name_that_is_not_in_the_table_imports_nothing(name: str) -> None:
     assert cluster_of(name) is None
-    with pytest.raises(ArgumentError, match="Did you mean|Choose one of"):
+    with pytest.raises(ArgumentError, match=r"Did you mean|Choose one of"):
         checked_runner(name)
 
 

@@ -82,8 +82,9 @@ class Site:
     def variables(self, name: str, **more: str) -> dict[str, str]:
         """The environment of what works for a server; its own home, as on another machine."""
         own = {"PREFECT_API_URL": self.urls[name], "PREFECT_HOME": str(self.folder / f"home-{name}")}
+        own |= {"PREFECT_CYTOTABLE_HOME": str(self.folder / "none")}
         limits = {ROOTS: str(self.allowed), ENDPOINTS: self.scheduler}
-        return variables(PREFECT_CYTOTABLE_HOME=str(self.folder / "none"), **own, **limits, **more)
+        return variables(**(own | limits | more))
 
 
 @pytest.fixture(scope="module")
