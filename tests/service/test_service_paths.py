@@ -132,8 +132,9 @@ def cluster(site: Site) -> Iterator[str]:
     port = site.scheduler.rpartition(":")[2]
     env = variables(PREFECT_HOME=str(site.folder / "home-dask"), **{ROOTS: str(site.allowed)})
     site.started.start("scheduler", [*dask, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"], env)
-    worker = [*dask, "worker", site.scheduler, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
-    site.started.start("workers", worker, env)
+    worker = [*dask, "worker", site.scheduler, "--no-nanny", "--nthreads", "1", "--no-dashboard"]
+    for name in ("worker-a", "worker-b"):
+        site.started.start(name, [*worker, "--name", name], env)
     until(lambda: listens(int(port)), "the scheduler")
     yield site.scheduler
 
@@ -217,7 +218,7 @@ def test_a_worker_takes_runs_of_the_deployment(worker: Site, on: SyncPrefectClie
     good = {"source_path": str(worker.plate), "dest_path": str(out), "preset": SQLITE, "chunk_size": 40}
     secret = worker.folder / "secret.sqlite"
     secret.write_bytes(worker.plate.read_bytes())
-    runs = [run_of(on, "convert/convert", good | {"task_runner": "process", "workers": None})]
+    runs = [run_of(on, "convert/convert", good | {"task_runner": "concurrent", "workers": None})]
     loose = {"env": {ROOTS: "/"}, "command": "true", "working_dir": "/"}
     runs.append(run_of(on, "convert/convert", good | {"source_path": str(secret)}, job_variables=loose))
     first, second = (ended(on, run, worker, "worker") for run in runs)
@@ -246,7 +247,7 @@ def test_the_form_has_the_runner_of_the_deployment_and_refuses_nonsense(on: Sync
 
     found = on.read_deployment_by_name("fetch-obs/fetch")
     assert found.entrypoint == "prefect_cytotable.flows.fetch_flow.fetch_flow"
-    for wrong in ({"unmatched": "dorp"}, {"workers": 0}, {"join": "perhaps"}, {"colour": "red"}):
+    for wrong in ({"unmatched": "dorp"}, {"workers": 0}, {"join": "perhaps"}):
         given = {"source_path": str(serving.plate), "dest_path": str(serving.allowed / "none.parquet")}
         with pytest.raises(PrefectHTTPStatusError, match=next(iter(wrong))):
             run_of(on, "convert/convert", given | wrong)
@@ -260,7 +261,9 @@ def test_a_cluster_of_jobs_is_started_for_a_run(
 
     out = serving.folder / "jobs.parquet"
     monkeypatch.delenv(ROOTS, raising=False)
-    with dask.config.set({"jobqueue.local.cores": 1, "jobqueue.local.memory": "1GB"}):
+    free = {"dashboard_address": "127.0.0.1:0"}
+    told = {"cores": 1, "memory": "1GB", "scheduler-options": free, "local-directory": str(serving.folder)}
+    with dask.config.set({f"jobqueue.local.{name}": value for name, value in told.items()}):
         convert(serving.plate, out, preset=SQLITE, chunk_size=40, task_runner="dask:local-jobs", workers=1)
     assert out.read_bytes() == serving.expected
 
