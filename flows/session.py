@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import httpx
 from prefect import context
@@ -12,7 +13,13 @@ from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
+from prefect.settings.legacy import Setting
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
 from prefect_cytotable.flows.running import inside_flow
@@ -28,6 +35,9 @@ lost. Prefect's own five repetitions make a minute of each request, and a run th
 BRIEF_RETRIES = 1
 """The same for what a run can do without."""
 
+EPHEMERAL_SECONDS = 120
+"""How long a server for one run may take to start, where Prefect's own 20 s stand: a busy machine takes longer."""
+
 LOST = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect raises where a server does not answer, or not as it should, after its own retries."""
 
@@ -35,27 +45,33 @@ _UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no c
 
 
 @contextmanager
-def connected(connection: Connection | None) -> Iterator[None]:
+def connected(connection: Connection | None, elsewhere: bool = False) -> Iterator[None]:
     """Prefect, inside the block, connected to that server; with None, to that of the flow or task around it.
 
-    Where there is none around it, a server is started for the block.
+    Where there is none around it, a server is started for the block, which the workers of this machine use too. Those
+    of other machines could not reach it, and Prefect starts one in each process that needs one.
 
     An address that Prefect does not know of itself (our own server's) is a setting for the block alone: later runs
     ask again which server there is.
 
+    Args:
+        connection: The server.
+        elsewhere: Whether workers may be on other machines.
+
     Raises:
         ServerUnreachableError: The server does not answer, or was lost on the way.
     """
-    if connection is None and inside_flow():
-        yield
-        return
+    timeout = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
     with ExitStack() as stack:
-        if connection is None:
+        if connection is not None:
+            stack.enter_context(_connected(connection))
+        elif elsewhere:
+            patient = timeout.value() == timeout.default() and not inside_flow()
+            stack.enter_context(_settings({timeout: EPHEMERAL_SECONDS} if patient else {}))
+        elif not inside_flow():
             server = stack.enter_context(temporary_server())
             stack.enter_context(_connected(server))
             stack.callback(_tell_all)  # while it is there, and these settings name it
-        else:
-            stack.enter_context(_connected(connection))
         yield
 
 
@@ -67,7 +83,8 @@ def _tell_all() -> None:
 
 @contextmanager
 def _connected(connection: Connection) -> Iterator[None]:
-    with _settings(connection.url):
+    retries = min(PREFECT_CLIENT_MAX_RETRIES.value(), RETRIES)
+    with _settings({PREFECT_API_URL: connection.url, PREFECT_CLIENT_MAX_RETRIES: retries}):
         _require_answer(connection)
         try:
             yield
@@ -87,16 +104,17 @@ def briefly() -> Iterator[None]:
 
 
 @contextmanager
-def _settings(url: str) -> Iterator[None]:
-    """Settings with that address, for every thread: some of Prefect's own ask for it outside the caller's context.
+def _settings(changes: dict[Setting, Any]) -> Iterator[None]:
+    """Settings with those changes, for every thread: some of Prefect's own ask for them outside the caller's context.
 
     A process pool's reporter is one; where it found no address, it would start a server of its own.
     """
-    settings = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: min(PREFECT_CLIENT_MAX_RETRIES.value(), RETRIES)}
-    known = getattr(context, "GLOBAL_SETTINGS_CONTEXT", None)
+    everyone = getattr(context, "GLOBAL_SETTINGS_CONTEXT", None)
     everywhere = getattr(context, "_temporary_global_settings_context", None)
-    with temporary_settings(settings):
-        if everywhere is None or (known is not None and known.settings.api.url == url):
+    url = changes.get(PREFECT_API_URL)
+    known = not changes or (url is not None and everyone is not None and everyone.settings.api.url == url)
+    with temporary_settings(changes):
+        if known or everywhere is None:
             yield
         else:
             with everywhere(context.get_settings_context()):
