@@ -79,8 +79,8 @@ def convert(
         page_keys: The column that numbers images or objects, by table, where it is not the preset's.
         sort_output: Whether rows are sorted by (TableNumber, ImageNumber, object number).
         preset: Name of a preset, path of a TOML file, or None for tables that no preset describes.
-        task_runner: "sequential", "concurrent", "process", "dask", the address of a running Dask scheduler, or a
-            Prefect TaskRunner.
+        task_runner: "sequential", "concurrent", "process", "dask", a Dask cluster of this site ("dask:slurm",
+            "dask:kubernetes" ...), the address of a running Dask scheduler, or a Prefect TaskRunner.
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         work_dir: Where parts lie until the output is whole, in a folder of their own for each destination; by default
             a hidden folder next to the destination, and of a remote one the cache folder of this machine, unless a
