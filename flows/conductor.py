@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -64,11 +64,15 @@ class Call:
 
     Attributes:
         answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
+        report: The same in full.
+        begun: Called once the flow run has begun.
     """
 
     task_runner: str | TaskRunner[Any]
     progress: Progress
     answer: Returned | None = None
+    report: Report | None = None
+    begun: Callable[[], None] | None = None
 
     @property
     def runner_name(self) -> str:
@@ -92,7 +96,9 @@ def passing(call: Call) -> Iterator[None]:
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
     call = _call.get() or Call(task_runner, Silent())
-    if address := _page():
+    if call.begun is not None:
+        call.begun()
+    if address := page():
         call.progress.say(f"Flow run: {address}")
     profile = arguments.pop("profile")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
@@ -100,11 +106,11 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     with profiled_if(profile, "convert", call.progress.say):
         note_flow_run(str(flow_run.id))
         report = pipeline.run(options, PrefectCaller(runner, call.progress))
-        call.answer = returned(report, options)
+        call.report, call.answer = report, returned(report, options)
     return call.answer
 
 
-def _page() -> str | None:
+def page() -> str | None:
     """Where a browser shows this flow run; nowhere for a server that ends with the run."""
     address = url_for("flow-run", obj_id=str(flow_run.id))
     return without_password(address) if address else None

@@ -406,6 +406,20 @@ def in_use(folder: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the lock of a folder. Nothing is made or changed."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_open(path: Path, descriptor: int) -> bool:
     """Whether `path` is the file that is open as `descriptor`."""
     try:
