@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, cache, profile, memory.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, profile and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """

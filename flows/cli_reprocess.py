@@ -20,6 +20,9 @@ from prefect_cytotable.tasks.core.progress import Lines, Silent
 OWN = ("preset", "task_runner", "workers", "memory_budget", "work_dir", "storage_options")
 """Arguments that `reprocess` shares with `convert`; the other ones of `convert` are its ``options``."""
 
+MACHINE = "machine"
+"""The word for the folder with copies of objects, and with the chunks for remote destinations."""
+
 COPIES_OLDER = "1d"
 """Copies of objects have no lock: those used of late may be in use."""
 
@@ -58,18 +61,15 @@ def add_commands(
     one = command("cache", "Show or clear what runs keep for later runs: finished chunks, copies of objects.", _cache)
     one.add_argument("what", choices=["show", "clear"], help="what to do with it")
     one.add_argument(
-        "paths", nargs="*", metavar="PATH", help="where to look for kept chunks: destinations, work folders"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help=f"where to look: destinations, work folders; {MACHINE!r} for this machine's cache folder",
     )
     add = one.add_argument
-    add("--older-than", metavar="TIME", help="what no run has used for so long, as 30d (of copies, by default 1d)")
+    add("--older-than", metavar="TIME", help="what no run has used for so long, as 30d (copies: 1d where not given)")
     add("--larger-than", metavar="SIZE", help="what is larger, as 500MB")
-    add(
-        "--copies",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="this machine's copies of objects too, and chunks for remote destinations (DIR: another cache folder)",
-    )
+    add("--cache-dir", metavar="DIR", help=f"the folder that {MACHINE!r} means, where local_cache_dir named another")
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -95,38 +95,31 @@ def _run(given: argparse.Namespace) -> int:
 
 def _cache(given: argparse.Namespace) -> int:
     clearing = given.what == "clear"
-    if not given.paths and given.copies is None:
-        raise ArgumentError(f"Nothing was named to {given.what}. Give a destination or a work folder, or --copies.")
     size = -1 if given.larger_than is None else _size(given.larger_than)
-    age = None if given.older_than is None else parse_seconds("--older-than", given.older_than)
-    now, total, count = time.time(), 0, 0
-    wanted = kept.Wanted(age or 0.0, size)
-    for folder in _folders(given):
-        one = kept.look(folder)
-        if wanted.fits(one, now):
-            freed = kept.clear(folder) if clearing else one.size
-            print(_line(one, now, "in use, left alone" if freed is None else "cleared" if clearing else ""))
-            total, count = total + (freed or 0), count + (freed is not None)
-    if given.copies is not None:
-        wanted = kept.Wanted(age if age is not None or not clearing else parse_seconds("copies", COPIES_OLDER), size)
-        for one in kept.copies(_cache_folder(given)):
-            if wanted.fits(one, now):
-                total, count = total + (kept.drop_copy(one) if clearing else one.size), count + 1
-                print(_line(one, now, "cleared" if clearing else ""))
-    print(f"{count} kept, {show_bytes(total)}" if not clearing else f"{count} cleared, {show_bytes(total)} freed")
+    age = 0.0 if given.older_than is None else parse_seconds("--older-than", given.older_than)
+    roots = [_cache_folder(given) if path == MACHINE else _root(path) for path in given.paths]
+    now, count, total = time.time(), 0, 0
+    for one in _kept(roots, kept.Wanted(age, size), now):
+        freed = kept.clear(Path(one.path)) if clearing else one.size
+        count, total = count + (freed is not None), total + (freed or 0)
+        print(_line(one, now, "in use, left alone" if freed is None else "cleared" if clearing else ""))
+    if MACHINE in given.paths:
+        unused = parse_seconds("copies", COPIES_OLDER) if clearing and given.older_than is None else age
+        for one in filter(lambda one: kept.Wanted(unused, size).fits(one, now), kept.copies(_cache_folder(given))):
+            count, total = count + 1, total + (kept.drop_copy(one) if clearing else one.size)
+            print(_line(one, now, "cleared" if clearing else ""))
+    print(f"{count} {'cleared' if clearing else 'kept'}, {show_bytes(total)}{' freed' if clearing else ''}")
     return 0
 
 
-def _folders(given: argparse.Namespace) -> Iterator[Path]:
+def _kept(roots: list[Path], wanted: kept.Wanted, now: float) -> Iterator[kept.Kept]:
     """The work folders that are meant, each once."""
     seen: set[Path] = set()
-    roots = [_root(path) for path in given.paths]
-    roots += [] if given.copies is None else [_cache_folder(given)]
-    for root in roots:
-        for folder in kept.work_folders(root):
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
-                yield folder
+    for folder in (folder for root in roots for folder in kept.work_folders(root)):
+        one = kept.look(folder)
+        if folder.resolve() not in seen and wanted.fits(one, now):
+            yield one
+        seen.add(folder.resolve())
 
 
 def _root(path: str) -> Path:
@@ -142,7 +135,7 @@ def _root(path: str) -> Path:
 
 
 def _cache_folder(given: argparse.Namespace) -> Path:
-    return Path(given.copies).expanduser() if given.copies else cache_folder(())
+    return Path(given.cache_dir).expanduser() if given.cache_dir else cache_folder(())
 
 
 def _size(text: str) -> int:

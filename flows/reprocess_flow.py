@@ -106,7 +106,7 @@ def reprocess_flow(
         str,
         Field(
             title="Task runner",
-            description="What converts the chunks: sequential, concurrent, process, dask, or a Dask scheduler's address.",
+            description="What converts the chunks: sequential, concurrent, process, dask, or a scheduler's address.",
         ),
     ] = "concurrent",
     work_dir: Annotated[
@@ -141,6 +141,6 @@ def reprocess_flow(
         ),
     ] = None,
 ) -> Reprocessed:
-    """Convert the plates that are new or changed, with a child flow run for each; see `prefect_cytotable.flows.reprocess`."""
+    """Convert the plates that are new or changed; the parameters are those of `prefect_cytotable.flows.reprocess`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}
     return reprocess_conductor.reprocess(arguments, task_runner)

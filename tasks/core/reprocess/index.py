@@ -1,4 +1,4 @@
-"""The index of a destination: one row a plate in ``index.parquet``, for people, DuckDB and pandas, and for the next run.
+"""The index of a destination: one row a plate in ``index.parquet``, for DuckDB, pandas and the next run.
 
 It is written anew, whole, whenever a plate's conversion begins or ends, so that a run that was killed loses nothing.
 """

@@ -56,13 +56,13 @@ def listed(settings: Settings, options: Options) -> Listing:
             ignored.append(one.name)
         elif other := plates.get(plate.name):
             raise LayoutError(
-                f"{settings.source_root}: {_last(other.source)} and {one.name} are both plate {plate.name!r}, and would "
-                f"become one output. Rename one of them, or leave it out with exclude."
+                f"{settings.source_root}: {_last(other.source)} and {one.name} are both plate {plate.name!r}, and "
+                f"would become one output. Rename one of them, or leave it out with exclude."
             )
         elif plate.name + settings.suffix == INDEX:
             raise LayoutError(
-                f"{settings.source_root}: the output of {one.name} would be {INDEX}, where the index of all plates lies. "
-                f"Rename it, or leave it out with exclude."
+                f"{settings.source_root}: the output of {one.name} would be {INDEX}, where the index of all plates "
+                f"lies. Rename it, or leave it out with exclude."
             )
         else:
             plates[plate.name] = plate

@@ -73,8 +73,8 @@ class IndexRow:
     """One plate in the index. What speaks of an output speaks of the last one that became whole.
 
     Attributes:
-        path: Of the output. Named before the first conversion begins, when nothing was there: what lies there is ours.
-        fingerprint: Of the source that the output was made of; empty from the beginning of a conversion to its good end.
+        path: Of the output. It is named before the first conversion begins, when nothing lies there yet.
+        fingerprint: Of the source that the output was made of; empty from the beginning of a conversion to its end.
         options: Hash of the arguments that decide what is in an output.
         rows: Of the output, or of all its tables together.
         rows_dropped: Rows of the base compartment that are not in the output.

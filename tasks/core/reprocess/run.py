@@ -1,5 +1,6 @@
-"""The way of a run over many plates: list, decide, convert what is new or changed, remember. Who converts a plate is
-another's choice (`PlateCaller`): this process alone, or a child flow run for each.
+"""The way of a run over many plates: list, decide, convert what is new or changed, remember.
+
+Who converts a plate is another's choice (`PlateCaller`): this process alone, or a child flow run for each.
 """
 
 from __future__ import annotations

@@ -192,8 +192,9 @@ def share_of(budget: int, at_once: int) -> int:
 
 
 def options_mark(options: Options, datatype: str) -> str:
-    """A hash of what decides the content of an output. What has its default counts for nothing, so that an option that
-    a later version adds changes no mark.
+    """A hash of what decides the content of an output.
+
+    What has its default counts for nothing, so that an option that a later version adds changes no mark.
     """
     apart = {"source", "destination", "work_dir", "memory_budget", "workers", "overwrite", "keep_chunks", "storage"}
     if options.concat:
