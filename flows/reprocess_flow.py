@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
-from pydantic import Field
+from pydantic import Field, JsonValue
+from pydantic.fields import FieldInfo
 
 from prefect_cytotable.flows import reprocess_conductor
 from prefect_cytotable.flows.connection import Connection
@@ -45,100 +46,82 @@ def _run_name() -> str:
     return " to ".join(names) + (" (dry run)" if parameters.get("dry_run") else "")
 
 
+def _shown(title: str, description: str, example: JsonValue) -> FieldInfo:
+    """What the run form shows of a parameter; Prefect makes titles of its own of what is given to `Field` itself."""
+    field: FieldInfo = Field(json_schema_extra={"title": title, "description": description, "examples": [example]})
+    return field
+
+
 @flow(name="reprocess", flow_run_name=_run_name, persist_result=False)
 def reprocess_flow(
     source_root: Annotated[
         str,
-        Field(
-            title="Source root",
-            description="Folder or URL (s3://, gs://, az://) with one folder or database for each plate.",
-            examples=["/data/screen", "s3://screens/2026"],
+        _shown(
+            "Source root",
+            "Folder or URL (s3://, gs://, az://) with one folder or database for each plate.",
+            "/data/screen",
         ),
     ],
     destination_root: Annotated[
         str,
-        Field(
-            title="Destination root",
-            description="Folder or URL for one table a plate and the index of all plates.",
-            examples=["/data/tables", "s3://results/2026"],
-        ),
+        _shown("Destination root", "Folder or URL for one table a plate and the index of all plates.", "/data/tables"),
     ],
     preset: Annotated[
-        str | None, Field(title="Preset", description="Which exporter's names and keys the plates have.")
+        str | None, _shown("Preset", "Which exporter's names and keys the plates have.", "cellprofiler_sqlite")
     ] = "cellprofiler_csv",
     options: Annotated[
         dict[str, Any] | None,
-        Field(
-            title="Options of the conversion",
-            description="Any other arguments of convert, by name.",
-            examples=[{"image_columns": "all"}],
-        ),
+        _shown("Options of the conversion", "Any other arguments of convert, by name.", {"image_columns": "all"}),
     ] = None,
     settle: Annotated[
         str | float,
-        Field(
-            title="Settle",
-            description="How long a plate must have been left alone before it is converted: 10min, 2h, or seconds.",
-            examples=["10min"],
+        _shown(
+            "Settle",
+            "How long a plate must have been left alone before it is converted: 10min, 2h, or seconds.",
+            "10min",
         ),
     ] = "10min",
-    plates_at_once: Annotated[
-        int,
-        Field(title="Plates at once", description="They share the memory budget and the workers.", ge=1),
-    ] = 2,
+    plates_at_once: Annotated[int, _shown("Plates at once", "They share the memory budget and the workers.", 2)] = 2,
     plates: Annotated[
-        str | list[str] | None,
-        Field(title="Plates", description="Names or patterns of the plates that count.", examples=[["BR*"]]),
+        str | list[str] | None, _shown("Plates", "Names or patterns of the plates that count; empty: all.", ["BR*"])
     ] = None,
     exclude: Annotated[
-        str | list[str] | None,
-        Field(title="Exclude", description="Names or patterns of what is left out.", examples=[["test*"]]),
+        str | list[str] | None, _shown("Exclude", "Names or patterns of what is left out.", ["test*"])
     ] = None,
     memory_budget: Annotated[
-        str | int,
-        Field(title="Memory budget", description="For the whole process tree, all plates together.", examples=["4GiB"]),
+        str | int, _shown("Memory budget", "For the whole process tree, all plates together.", "4GiB")
     ] = "1GiB",
     workers: Annotated[
         int | None,
-        Field(title="Workers", description="Chunks under way at once, all plates together; empty: one a processor."),
+        _shown("Workers", "Chunks under way at once, all plates together; empty: one for each processor.", 4),
     ] = None,
     task_runner: Annotated[
         str,
-        Field(
-            title="Task runner",
-            description="What converts the chunks: sequential, concurrent, process, dask, or a scheduler's address.",
+        _shown(
+            "Task runner",
+            "What converts chunks: sequential, concurrent, process, dask, or a scheduler's address.",
+            "process",
         ),
     ] = "concurrent",
     work_dir: Annotated[
         str | None,
-        Field(title="Work folder", description="Where parts lie; empty: a hidden folder in the destination."),
+        _shown("Work folder", "Where parts lie; empty: a hidden folder in the destination.", "/scratch/parts"),
     ] = None,
     keep: Annotated[
-        str | int,
-        Field(title="Keep", description="Size of the finished chunks that stay for later runs.", examples=["20GiB"]),
+        str | int, _shown("Keep", "Size of the finished chunks that stay for later runs.", "20GiB")
     ] = "20GiB",
-    keep_days: Annotated[
-        float, Field(title="Days to keep", description="How long chunks stay that no run has used.", ge=0)
-    ] = 30,
+    keep_days: Annotated[float, _shown("Days to keep", "How long chunks stay that no run has used.", 30)] = 30,
     new_version: Annotated[
         str,
-        Field(
-            title="New version",
-            description="keep leaves alone what an earlier version converted, convert converts it anew.",
-        ),
+        _shown("New version", "keep leaves alone what an earlier version converted, convert converts it anew.", "keep"),
     ] = "keep",
     overwrite: Annotated[
-        bool,
-        Field(title="Overwrite", description="Whether outputs are replaced that the index does not know."),
+        bool, _shown("Overwrite", "Whether outputs are replaced that the index does not know.", False)
     ] = False,
-    dry_run: Annotated[bool, Field(title="Dry run", description="Whether to tell only what would be done.")] = False,
+    dry_run: Annotated[bool, _shown("Dry run", "Whether to tell only what would be done.", True)] = False,
     storage_options: Annotated[
         dict[str, str | bool] | None,
-        Field(
-            title="Storage options",
-            description="How object storage is reached; never a secret.",
-            examples=[{"profile": "lab"}],
-        ),
+        _shown("Storage options", "How object storage is reached; never a secret.", {"profile": "lab"}),
     ] = None,
 ) -> Reprocessed:
     """Convert the plates that are new or changed; the parameters are those of `prefect_cytotable.flows.reprocess`."""
