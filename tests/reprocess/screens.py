@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,12 @@ def kept_parts(destination: Path) -> dict[str, int]:
         for folder in folders
         if (folder / "parts").is_dir()
     }
+
+
+def executed(path: Path, *statements: str) -> None:
+    """Run SQL statements on a SQLite file."""
+    connection = sqlite3.connect(path)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
