@@ -203,7 +203,8 @@ def _plate(one: _Found, name: str, options: Options) -> Plate | None:
         for entry in one.entries:
             match = suffix_of(entry.path, formats_of(options))
             if match is not None:
-                marks.append((_relative(entry.path, one.path), *_mark(match[0], entry)))
+                known = fingerprint_of(match[0], entry)
+                marks.append((_relative(entry.path, one.path), known.size, known.modified, known.mark))
     except OSError as error:
         return Plate(name, one.path, 0, 0, 0, "", f"{error.filename or one.path}: {error.strerror or error}")
     if not marks:
@@ -211,14 +212,6 @@ def _plate(one: _Found, name: str, options: Options) -> Plate | None:
     digest = hashlib.sha256(repr(sorted(marks)).encode()).hexdigest()[:32]
     newest = max(entry.modified for entry in one.entries)
     return Plate(name, one.path, len(marks), sum(size for _, size, _, _ in marks), newest, digest)
-
-
-def _mark(format_: Format, entry: Entry) -> tuple[int, int, str]:
-    """What tells that a file was changed: of objects their size and mark, whose date alone says nothing."""
-    if is_remote(entry.path):
-        return entry.size, 0 if entry.mark else entry.modified, entry.mark
-    known = fingerprint_of(format_, entry)
-    return known.size, known.modified, known.mark
 
 
 def _with_logs(plate: Plate, files: dict[str, list[Entry]]) -> Plate:
