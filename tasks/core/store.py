@@ -226,9 +226,19 @@ class LocalStore:
         if not self.records.is_dir():
             return
         old = {path.stem for path in self.records.iterdir() if _RECORD.fullmatch(path.name)} - set(keys)
-        parts = [path for path in self.parts.iterdir() if path.name.partition("-")[0] in old] if old else []
-        for path in (*(self.records / f"{key}.json" for key in old), *parts, *(self.results / key for key in old)):
+        if not old:
+            return
+        parts = [path for path in self.parts.iterdir() if path.name.partition("-")[0] in old]
+        for path in (*(self.records / f"{key}.json" for key in old), *parts, *self._results_with(old)):
             discard(path)
+
+    def _results_with(self, keys: Collection[str]) -> list[Path]:
+        """What Prefect has kept of these chunks, alone or together with others."""
+        if not self.results.is_dir():
+            return []
+        texts = [key.encode() for key in keys]
+        found = [(path, path.read_bytes()) for path in self.results.iterdir() if path.is_file()]
+        return [path for path, content in found if any(text in content for text in texts)]
 
     def remove_if_unused(self) -> None:
         """Remove the folder where it holds nothing but the lock and empty folders."""
