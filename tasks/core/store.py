@@ -37,6 +37,7 @@ except ImportError:  # pragma: no cover - Windows has no fcntl
 
 PLAN = "plan-"
 _RECORD = re.compile(r"[0-9a-f]{32}\.json")
+_KEY = re.compile(rb"[0-9a-f]{32}")
 
 # Made here, while one thread imports this module: where threads are the first to ask for a type at the same time,
 # msgspec crashes the process (0.22.0: 17 of 20 tries with eight threads).
@@ -236,9 +237,9 @@ class LocalStore:
         """What Prefect has kept of these chunks, alone or together with others."""
         if not self.results.is_dir():
             return []
-        texts = [key.encode() for key in keys]
-        found = [(path, path.read_bytes()) for path in self.results.iterdir() if path.is_file()]
-        return [path for path, content in found if any(text in content for text in texts)]
+        wanted = {key.encode() for key in keys}
+        files = (path for path in self.results.iterdir() if path.is_file())
+        return [path for path in files if not wanted.isdisjoint(_KEY.findall(path.read_bytes()))]
 
     def remove_if_unused(self) -> None:
         """Remove the folder where it holds nothing but the lock and empty folders."""
