@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from small import plan_source, tables, write_csv, write_sqlite
+from small import inspect_source, plan_source, tables, write_csv, write_sqlite
 
 from prefect_cytotable.tasks.core.steady import coarse, groups, steady_share
 
@@ -85,6 +85,24 @@ def test_one_site_of_many_changes_only_its_own_chunk(tmp_path: Path) -> None:
     shutil.rmtree(plate / "site-900")
     shutil.rmtree(plate / "site-030")
     assert 1 <= len(keys(plate, chunk_size=40) - before) <= 5
+
+
+def test_longer_texts_of_one_site_change_no_estimate_of_the_others(tmp_path: Path) -> None:
+    plate = tmp_path / "plate"
+    for number in range(SITES):
+        site(plate, number, 40 + number % 5)
+    (before,) = [one for one in inspect_source(plate).schemas if one.compartment == "cytoplasm"]
+    plan = plan_source(plate, keep_chunks=True, chunk_size=150)
+    file = plate / plan.datasets[0].name / "Cytoplasm.csv"  # the first is among those that are sampled
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(f"{row}{16 * '0'}" for row in rows), ""]))
+    (after,) = [one for one in inspect_source(plate).schemas if one.compartment == "cytoplasm"]
+    assert after.text_bytes > before.text_bytes
+    assert coarse(after.text_bytes) == coarse(before.text_bytes)
+    rows = {chunk.key: chunk.rows for chunk in plan.chunks}
+    again = {chunk.key: chunk.rows for chunk in plan_source(plate, keep_chunks=True, chunk_size=150).chunks}
+    assert len(set(again) - set(rows)) == 1
+    assert {key: rows[key] for key in set(rows) & set(again)} == {key: again[key] for key in set(rows) & set(again)}
 
 
 def test_one_database_of_many_changes_only_its_own_chunks(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from screens import (
 from prefect_cytotable.flows import convert
 from prefect_cytotable.flows.reprocessing import LocalPlates
 from prefect_cytotable.tasks.core.errors import DestinationBusyError, MemoryBudgetError
-from prefect_cytotable.tasks.core.model import Report
+from prefect_cytotable.tasks.core.model import ChunkResult, Report
 from prefect_cytotable.tasks.core.presets import preset_text
 from prefect_cytotable.tasks.core.reprocess import run as runs
 from prefect_cytotable.tasks.core.reprocess.errors import IndexFileError, PlatesFailedError
@@ -349,6 +351,31 @@ def test_a_run_that_is_broken_off_ends_the_plates_under_way(root: Path, out: Pat
     done = again(root, out)
     assert set(done.converted) == {"a", "b", "c"} - whole
     assert {row["status"] for row in index_of(out).values()} == {"converted"}
+
+
+def test_a_plate_under_way_ends_at_its_next_chunk(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plate ends with an interrupt while another one is under way, which would go on for ever."""
+    begun = threading.Event()
+
+    def converting(self: LocalPlates, arguments: dict[str, Any], plate: str, progress: runs.Stop) -> Report:
+        if plate == "a":
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        begun.set()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            progress.advance(ChunkResult("key", 0))
+            time.sleep(0.02)
+        raise AssertionError("it was not told to end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPlates, "convert", converting)
+        with pytest.raises(KeyboardInterrupt):
+            again(root, out, plates_at_once=2, workers=2)
+    rows = index_of(out)
+    assert {"a", "b"} <= set(rows)
+    assert {row["status"] for row in rows.values()} == {"converting"}
+    assert again(root, out).converted == ("a", "b", "c")
 
 
 KILLED = """

@@ -74,7 +74,7 @@ def _of_plate(
 def unsettled(plate: Plate, settle: float, now: int) -> str:
     """Why a plate may still be written to; empty where it has been left alone for long enough."""
     age = (now - plate.newest) / 1e9
-    if age >= settle and age >= 0:
+    if age >= settle:
         return ""
     if age < 0:
         when = datetime.fromtimestamp(plate.newest // 10**9, UTC)
