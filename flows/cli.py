@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, fetch, presets, demo, server, serve, profile, memory.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, serve and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import cli_fetch, cli_profile, cli_serve
+from prefect_cytotable.flows import cli_fetch, cli_profile, cli_reprocess, cli_serve
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -117,6 +117,7 @@ def _parser() -> _Parser:
     one.add_argument("destination", nargs="?", default="converted.parquet", help="as for convert")
     _add_conversion_options(one)
 
+    cli_reprocess.add_commands(command, _add_conversion_options, _arguments)
     cli_fetch.add_command(command)
 
     one = command("presets", "List the presets, or show one as TOML to copy and change.", _presets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -58,11 +58,15 @@ class Call:
 
     Attributes:
         answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
+        report: The same in full.
+        begun: Called once the flow run has begun.
     """
 
     task_runner: str | TaskRunner[Any]
     progress: Progress
     answer: Returned | None = None
+    report: Report | None = None
+    begun: Callable[[], None] | None = None
 
     @property
     def runner_name(self) -> str:
@@ -86,7 +90,9 @@ def passing(call: Call) -> Iterator[None]:
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
     call = _call.get() or Call(task_runner, Silent())
-    if address := _page():
+    if call.begun is not None:
+        call.begun()
+    if address := page():
         call.progress.say(f"Flow run: {address}")
     profile = arguments.pop("profile")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
@@ -95,11 +101,11 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
         note_flow_run(str(flow_run.id))
         with within_limits((options.source, options.destination, options.work_dir), call.progress.say):
             report = pipeline.run(options, PrefectCaller(runner, call.progress))
-        call.answer = returned(report, options)
+        call.report, call.answer = report, returned(report, options)
     return call.answer
 
 
-def _page() -> str | None:
+def page() -> str | None:
     """Where a browser shows this flow run; nowhere for a server that ends with the run."""
     address = url_for("flow-run", obj_id=str(flow_run.id))
     return without_password(address) if address else None

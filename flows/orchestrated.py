@@ -39,7 +39,7 @@ def convert(
     call = conductor.Call(task_runner, progress)
     with connected(connection), conductor.passing(call):
         try:
-            answer: Returned = convert_flow(**_plain(arguments), task_runner=call.runner_name)
+            answer: Returned = convert_flow(**plain(arguments), task_runner=call.runner_name)
         except LOST as error:
             if call.answer is None:
                 raise
@@ -48,7 +48,7 @@ def convert(
         return answer
 
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():

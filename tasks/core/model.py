@@ -157,7 +157,7 @@ class Options:
 class Fingerprint:
     """What tells a changed file from an unchanged one: bytes, time of change in ns, and a mark.
 
-    The mark is a database's change counter, or the ETag or generation of an object in a store.
+    The mark is a database's change counter, or the ETag or generation of an object in a store, whose time is then 0.
     """
 
     size: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,7 +34,7 @@ from prefect_cytotable.tasks.core.model import (
 from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
 from prefect_cytotable.tasks.core.schema import widest
-from prefect_cytotable.tasks.core.store import Store, lock, scratch, store_at, store_of
+from prefect_cytotable.tasks.core.store import Store, in_use, lock, scratch, store_at, store_of
 from prefect_cytotable.tasks.core.work import PlanPlace
 
 
@@ -124,7 +125,7 @@ def run(options: Options, caller: Caller) -> Report:
     here = scratch(options)
     check_destination(options)
     made = not here.exists()
-    with lock(here, options.destination):
+    with lock(here, options.destination), _work_in_use(options):
         try:
             if restore_previous(options):
                 check_destination(options)
@@ -141,6 +142,11 @@ def run(options: Options, caller: Caller) -> Report:
         _clean(options)
     caller.publish(report)
     return report
+
+
+def _work_in_use(options: Options) -> AbstractContextManager[None]:
+    """The lock of a work folder that is not the destination's own."""
+    return nullcontext() if options.work_dir == str(scratch(options)) else in_use(options.work_dir)
 
 
 def _full(options: Options, error: OSError) -> DiskSpaceError:
@@ -207,6 +213,8 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
         report = caller.report(plan, results)
     with marked("write"):
         files = caller.write(plan, results, report)
+    if options.keep_chunks:
+        store.drop_others({chunk.key for chunk in plan.chunks})
     return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
 
 
@@ -236,6 +244,7 @@ def _clean(options: Options) -> None:
     """Remove what only this run needed; kept parts stay."""
     if not options.keep_chunks:
         store_of(options).clear()
+        store_of(options).remove_if_unused()
     store_at(str(scratch(options)), ()).remove_if_unused()
 
 

@@ -38,6 +38,7 @@ from prefect_cytotable.tasks.core.places import Places, is_remote
 from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
 from prefect_cytotable.tasks.core.sources.base import Cut, Index
 from prefect_cytotable.tasks.core.sources.registry import reader_of
+from prefect_cytotable.tasks.core.steady import coarsened, steady_share
 
 PART_FORMAT = 2
 """Raised when the same slice and options make other parts than before; old parts then count for nothing."""
@@ -59,10 +60,12 @@ def plan(inspected: Inspected, options: Options) -> Plan:
         options = replace(options, query=queries.prepared(options.query, query_tables(inspected)))
         tables = (_query_output(inspected, options, with_table_number),)
     limit = chunk_bytes(options.memory_budget)
-    sizes = _sizes(inspected, options, limit)
-    limit = even_share(sum(one.memory for one in sizes), limit)
+    sized = coarsened(inspected) if options.keep_chunks else inspected
+    sizes = _sizes(sized, options, limit)
+    share = steady_share if options.keep_chunks else even_share
+    limit = share(sum(one.memory for one in sizes), limit)
     checks = _key_checks(inspected, options, sizes)
-    drafts = list(cut(inspected, options, sizes, limit))
+    drafts = list(cut(sized, options, sizes, limit))
     seed = _seed(inspected, options, tables, with_table_number)
     chunks = tuple(
         _chunk(number, slices, rows, memory, inspected, seed) for number, (slices, rows, memory) in enumerate(drafts)

@@ -130,7 +130,7 @@ def make_options(
     return Options(
         source=source,
         destination=destination,
-        work_dir=_work_folder(work_dir, destination, storage, shared_work),
+        work_dir=work_folder(work_dir, destination, storage, shared_work),
         preset=effective,
         memory_budget=_budget(memory_budget),
         workers=_workers(workers),
@@ -209,7 +209,7 @@ def _image_columns(value: str | Sequence[str]) -> str | tuple[str, ...]:
     return texts
 
 
-def _work_folder(work_dir: str | Path | None, destination: str, storage: StorageOptions, shared: bool) -> str:
+def work_folder(work_dir: str | Path | None, destination: str, storage: StorageOptions, shared: bool) -> str:
     """A folder in `work_dir` that belongs to one destination: other runs and other files there are left alone."""
     if work_dir is None and not is_remote(destination):
         return str(neighbour(Path(destination)))

@@ -200,3 +200,22 @@ def test_threads_that_read_a_plan_at_once_do_not_crash_the_process(tmp_path: Pat
     (tmp_path / "plan.json").write_text("{}")
     for _ in range(3):
         subprocess.run([sys.executable, "-c", FIRST, str(tmp_path / "plan.json")], check=True, timeout=60)
+
+
+def test_records_of_an_earlier_state_go_with_their_parts_and_results(store: LocalStore, done: ChunkResult) -> None:
+    old = "0123456789abcdef" * 2
+    (store.records / f"{old}.json").write_text("{}")
+    (store.parts / f"{old}-0.parquet").write_text("x")
+    (store.parts / "mine.parquet").write_text("x")
+    (store.records / "mine.json").write_text("x")
+    store.results.mkdir()
+    (store.results / old).write_text(f'{{"result": [{{"key": "{old}"}}]}}')
+    (store.results / "batch-of-two").write_text(f'[{{"key": "{done.key}"}}, {{"key": "{old}"}}]')
+    (store.results / "batch-of-one").write_text(f'[{{"key": "{done.key}"}}]')
+    store.drop_others({done.key})
+    assert store.load(done.key) is not None
+    assert sorted(path.name for path in store.results.iterdir()) == ["batch-of-one"]
+    assert (store.parts / "mine.parquet").exists()
+    assert (store.records / "mine.json").exists()
+    assert not list(store.parts.glob(f"{old}*"))
+    assert not list(store.records.glob(f"{old}*"))
