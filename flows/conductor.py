@@ -19,7 +19,7 @@ from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST
+from prefect_cytotable.flows.session import LOST, briefly
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
@@ -171,7 +171,8 @@ class PrefectCaller:
             self._logger.info(line)
             self._progress.say(line)
         try:
-            stages.publish(report)
+            with briefly():
+                stages.publish(report)
         except LOST as error:  # the output is whole: that the server has no table of it is no failure
             self.say(f"The server was not told the row account: {error}")
 

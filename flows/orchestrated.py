@@ -16,6 +16,7 @@ from prefect.task_runners import TaskRunner
 
 from prefect_cytotable.flows import conductor, form
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
@@ -37,7 +38,7 @@ def convert(
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
     call = conductor.Call(task_runner, progress)
-    with connected(connection), conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
         try:
             answer: Returned = convert_flow(**plain(arguments), task_runner=call.runner_name)
         except LOST as error:

@@ -405,14 +405,6 @@ def test_new_and_changed_sources_leave_the_other_chunks_done(where: str, here: S
 
 # --- killed -------------------------------------------------------------------------------------------------
 
-KILLED = """
-import sys
-from prefect_cytotable.flows import convert
-convert(sys.argv[1], "out.parquet", preset=sys.argv[2], chunk_size=int(sys.argv[3]), task_runner=sys.argv[4],
-        workers=2, work_dir="work")
-"""
-
-
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -420,50 +412,6 @@ from prefect_cytotable.flows.cli import main
 if __name__ == "__main__":
     sys.exit(main())
 """
-
-
-@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
-def test_a_killed_run_goes_on_where_it_stopped(
-    runner: str, here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path, ear: Ear
-) -> None:
-    log = here.folder / f"killed-{runner}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(plate), SQLITE, str(ROWS), runner],
-            cwd=tmp_path,
-            env=here.variables(PREFECT_API_URL=here.url),
-            stderr=file,
-        )
-    records = tmp_path / "work"
-
-    def done_chunks() -> set[str]:
-        return {path.stem for path in records.glob("*/records/*.json") if not path.name.startswith(".")}
-
-    until(lambda: len(done_chunks()) >= 2 or process.poll() is not None, pause=0.005)
-    assert process.poll() is None, f"it ended before it could be killed:\n{log.read_text()}"
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=SECONDS)
-    assert bool(children) is (runner != "concurrent")
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
-    done = done_chunks()
-    assert 2 <= len(done) < len(names)
-    assert not (tmp_path / "out.parquet").exists()
-
-    path = convert(
-        plate,
-        "out.parquet",
-        preset=SQLITE,
-        chunk_size=ROWS,
-        task_runner=runner,
-        workers=2,
-        work_dir="work",
-        progress=ear,
-    )
-    assert Path(str(path)).read_bytes() == undisturbed
-    assert reused(ear) == done
-    assert listing(tmp_path) == ["out.parquet", "work"]
 
 
 def test_a_worker_that_is_killed_costs_its_chunks_alone(
@@ -859,7 +807,10 @@ def test_dask_without_a_server_starts_one_for_the_run(
 
 
 def test_a_server_for_one_run_has_time_to_start() -> None:
-    with session.connected(None):
+    with session.connected(None, elsewhere=True):
         assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == session.EPHEMERAL_SECONDS
-    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 30}), session.connected(None):
+    with (
+        temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 30}),
+        session.connected(None, elsewhere=True),
+    ):
         assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == 30  # what the user says stands
