@@ -19,6 +19,7 @@ from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.returned import Returned
 
 
@@ -68,8 +69,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run_name() -> str:
     """A name such as "plate1 with cellprofiler_sqlite", so that a list of runs tells which is which."""
     parameters = runtime.flow_run.parameters
-    source = str(parameters.get("source_path", "")).rstrip("/").rpartition("/")[2]
-    return f"{source} with {parameters.get('preset') or 'no preset'}"
+    source = redact(str(parameters.get("source_path", ""))).rstrip("/").rpartition("/")[2]
+    return f"{source} with {redact(str(parameters.get('preset') or 'no preset'))}"
 
 
 @flow(name="convert", flow_run_name=_run_name, persist_result=False)
@@ -104,6 +105,7 @@ def convert_flow(
     workers: int | None = None,
     storage_options: dict[str, str | bool] | None = None,
     profile: str | dict[str, Any] | None = None,
+    html_report: bool = True,
 ) -> Returned:
     """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}
