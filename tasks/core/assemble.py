@@ -110,8 +110,9 @@ def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Ta
             continue
         present = pc.invert(column.is_null(nan_is_null=True))
         keep = present if keep is None else pc.and_(keep, present)
-    dropped = Counter(to_numpy(dataset.filter(pc.invert(keep).combine_chunks())).tolist())
-    return table.filter(keep), dataset.filter(keep.combine_chunks()), dropped
+    kept = one_piece(keep)
+    dropped = Counter(to_numpy(dataset.filter(pc.invert(kept))).tolist())
+    return table.filter(keep), dataset.filter(kept), dropped
 
 
 def query(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded]) -> tuple[pa.Table, pa.Array]:

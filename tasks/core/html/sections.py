@@ -59,8 +59,18 @@ def summary(report: Report, plates: Sequence[Plate]) -> str:
         facts(pairs)
         + table("Output", ("file", "rows", "columns", "size"), files)
         + more(len(report.files) - FILES, "file(s)")
-        + "".join(f"<h3>{text(title)}</h3><pre><code>{_code(code)}</code></pre>" for title, code in how_to_open(report)),
+        + _opened(report),
     )
+
+
+def _opened(report: Report) -> str:
+    """How to open the output, folded: who knows it already need not scroll past it."""
+    ways = how_to_open(report)
+    if not ways:
+        return ""
+    title = f"How to open it: {', '.join(name for name, _ in ways)}"
+    code = "".join(f"<h3>{text(name)}</h3><pre><code>{_code(lines)}</code></pre>" for name, lines in ways)
+    return f"<details><summary>{text(title)}</summary>{code}</details>"
 
 
 def _code(code: str) -> str:
@@ -70,7 +80,9 @@ def _code(code: str) -> str:
 def warnings(report: Report) -> str:
     """What a person should look at first; nothing where there is nothing."""
     rows, left = skipped_rows(report, SKIPPED)
-    skipped: list[Row] = [(str(one["source"]), str(one["table"]), str(one["cause"]), _count(one["rows"])) for one in rows]
+    skipped: list[Row] = [
+        (str(one["source"]), str(one["table"]), str(one["cause"]), _count(one["rows"])) for one in rows
+    ]
     notes = [*report.warnings]
     notes += [f"{one.subject}: {one.count:,} {one.finding}" for one in report.notes]
     notes += [f"{label}: {count:,} column(s) are absent from some sources" for label, count in report.columns_absent]
@@ -82,7 +94,7 @@ def warnings(report: Report) -> str:
     return section(
         "notes",
         f"{len(report.skipped):,} source(s) skipped, {len(notes):,} note(s)",
-        table("Sources skipped", ("source", "table", "cause", "rows lost"), skipped)
+        table("Sources skipped", ("source", "table", "cause", "rows in it"), skipped)
         + more(left, "source(s)")
         + (f"<ul>{items}</ul>" if items else "")
         + more(len(notes) - NOTES, "note(s)"),
@@ -102,9 +114,17 @@ def accounts(report: Report) -> str:
         causes.append(("added by the joins query", added, bar(0)))
     rows, left = account_rows(report, DATASETS)
     by_dataset: list[Row] = [
-        (str(one["dataset"]), _count(one["rows in"]), _count(one["rows out"]), _count(one["dropped"]), str(one["cause"]))
+        (
+            str(one["dataset"]),
+            _count(one["rows in"]),
+            _count(one["rows out"]),
+            _count(one["dropped"]),
+            str(one["cause"]),
+        )
         for one in rows
     ]
+    lossy = min(sum(bool(one.dropped) for one in report.accounts), len(by_dataset))
+    whole = len(report.accounts) - lossy
     total = f"{report.rows_in:,} in{f' + {added:,} added' if added else ''} = {report.rows_out:,} out + "
     total += f"{sum(count for _, count in dropped_by_cause(report)):,} dropped"
     names = ("dataset", "rows in", "rows out", "dropped", "why")
@@ -113,8 +133,9 @@ def accounts(report: Report) -> str:
         "Rows",
         paragraph(total)
         + table("Rows by what became of them", ("what became of them", "rows", "share"), causes, sortable=False)
-        + table("Rows by dataset, those with losses first", names, by_dataset)
-        + more(left, "dataset(s)"),
+        + table("Datasets that lost rows", names, by_dataset[:lossy])
+        + _folded("Datasets whose rows are all there", names[:3], [row[:3] for row in by_dataset[lossy:]], left)
+        + (more(left, "dataset(s)") if lossy == len(by_dataset) and whole else ""),
     )
 
 
@@ -147,14 +168,14 @@ def compartments(report: Report) -> str:
         (label, count, bar(_share(count, most)), *([count / images] if images else []))
         for label, count in report.tables_in
     ]
-    return section(
-        "tables", "Tables", table(f"Rows read of {len(labels)} table(s)", names, rows, sortable=False)
-    )
+    return section("tables", "Tables", table(f"Rows read of {len(labels)} table(s)", names, rows, sortable=False))
 
 
 def features(plan: Plan, merged: Merged) -> str:
     """Columns with the most nulls, and columns with one value in all rows."""
-    names = {(at, column): one.name for at, table_ in enumerate(plan.tables) for column, one in enumerate(table_.columns)}
+    names = {
+        (at, column): one.name for at, table_ in enumerate(plan.tables) for column, one in enumerate(table_.columns)
+    }
     gone = [key for key, value in merged.constants.items() if value is None]
     without = [key for key, count in merged.nulls.items() if count == merged.rows[key[0]]]
     some = [(key, count) for key, count in merged.nulls.most_common() if key not in set(without)]
@@ -218,7 +239,8 @@ def chunks(plan: Plan, results: Sequence[ChunkResult]) -> str:
     fresh = [one for one in results if not one.reused and one.begun]
     begin = min((one.begun for one in fresh), default=0.0)
     bars = [
-        Bar(plan.chunks[one.number].name, round(one.begun - begin, 3), one.seconds, one.worker, one.rows) for one in fresh
+        Bar(plan.chunks[one.number].name, round(one.begun - begin, 3), one.seconds, one.worker, one.rows)
+        for one in fresh
     ]
     return section("chunks", "Chunks", timeline(bars, sum(one.reused for one in results)))
 
@@ -241,7 +263,9 @@ def provenance(plan: Plan, report: Report) -> str:
         (str(one["name"]), str(one["table_number"] or "–"), one["fingerprint"])
         for one in content["datasets"][:FINGERPRINTS]
     ]
-    words = f"{PRODUCER} {version(PRODUCER)}; provenance {fingerprint(report)}: equal sources, options and version give an "
+    words = (
+        f"{PRODUCER} {version(PRODUCER)}; provenance {fingerprint(report)}: equal sources, options and version give an "
+    )
     words += "equal one. The whole of it lies in the metadata of the output."
     return section(
         "provenance",

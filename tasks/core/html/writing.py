@@ -24,7 +24,9 @@ def text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}"
     shown = redact(str(value)).encode("utf-8", "replace").decode()
-    return html.escape("".join(letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in shown))
+    return html.escape(
+        "".join(letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in shown)
+    )
 
 
 @dataclass(frozen=True)
