@@ -76,8 +76,8 @@ def markdown(report: Report) -> str:
         "",
         "## Provenance",
         "",
-        f"{PRODUCER} {version(PRODUCER)}, provenance `{fingerprint(report)}`. Tool, preset, options, and the fingerprint "
-        f"and row account of each dataset lie in the output itself.",
+        f"{PRODUCER} {version(PRODUCER)}, provenance `{fingerprint(report)}`. The preset, the options, and the "
+        f"fingerprint and row account of each dataset lie in the output itself.",
     ]
     return "\n".join(lines)
 

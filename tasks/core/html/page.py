@@ -61,7 +61,7 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
             sections.summary(report, plates),
             sections.warnings(report),
             sections.accounts(report),
-            sections.wells(report, plan, merged, plates),
+            sections.wells(report, plan, plates),
             sections.compartments(report),
             sections.features(plan, merged),
             sections.schema(report),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -80,9 +80,7 @@ def _code(code: str) -> str:
 def warnings(report: Report) -> str:
     """What a person should look at first; nothing where there is nothing."""
     rows, left = skipped_rows(report, SKIPPED)
-    skipped: list[Row] = [
-        (str(one["source"]), str(one["table"]), str(one["cause"]), _count(one["rows"])) for one in rows
-    ]
+    skipped = [_cells(one, "source", "table", "cause", "rows") for one in rows]
     notes = [*report.warnings]
     notes += [f"{one.subject}: {one.count:,} {one.finding}" for one in report.notes]
     notes += [f"{label}: {count:,} column(s) are absent from some sources" for label, count in report.columns_absent]
@@ -101,8 +99,9 @@ def warnings(report: Report) -> str:
     )
 
 
-def _count(value: object) -> Cell:
-    return value if isinstance(value, int) else str(value)
+def _cells(row: Mapping[str, object], *names: str) -> Row:
+    """Those values of a row, numbers as numbers."""
+    return tuple(value if isinstance(value := row[name], int) else str(value) for name in names)
 
 
 def accounts(report: Report) -> str:
@@ -113,16 +112,7 @@ def accounts(report: Report) -> str:
     if added:
         causes.append(("added by the joins query", added, bar(0)))
     rows, left = account_rows(report, DATASETS)
-    by_dataset: list[Row] = [
-        (
-            str(one["dataset"]),
-            _count(one["rows in"]),
-            _count(one["rows out"]),
-            _count(one["dropped"]),
-            str(one["cause"]),
-        )
-        for one in rows
-    ]
+    by_dataset = [_cells(one, "dataset", "rows in", "rows out", "dropped", "cause") for one in rows]
     lossy = min(sum(bool(one.dropped) for one in report.accounts), len(by_dataset))
     whole = len(report.accounts) - lossy
     total = f"{report.rows_in:,} in{f' + {added:,} added' if added else ''} = {report.rows_out:,} out + "
@@ -143,7 +133,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def wells(report: Report, plan: Plan, merged: Merged, plates: Sequence[Plate]) -> str:
+def wells(report: Report, plan: Plan, plates: Sequence[Plate]) -> str:
     """Cells of each well."""
     if not plates:
         reason = "The tables are not joined" if not plan.options.join else "No column of the output names the well"
@@ -152,8 +142,8 @@ def wells(report: Report, plan: Plan, merged: Merged, plates: Sequence[Plate]) -
     words = ""
     if counted != report.rows_out:
         words = paragraph(
-            f"{report.rows_out - counted:,} of {report.rows_out:,} rows could not be counted by well: there are too many "
-            f"wells, or chunks of an earlier version that did not count them."
+            f"{report.rows_out - counted:,} of {report.rows_out:,} rows are not in the maps: there are too many wells, "
+            f"or chunks that an earlier version converted without counting them."
         )
     return section("wells", "Cells per well", words + heat_maps(plates))
 
@@ -173,10 +163,7 @@ def compartments(report: Report) -> str:
 
 def features(plan: Plan, merged: Merged) -> str:
     """Columns with the most nulls, and columns with one value in all rows."""
-    names = {
-        (at, column): one.name for at, table_ in enumerate(plan.tables) for column, one in enumerate(table_.columns)
-    }
-    gone = [key for key, value in merged.constants.items() if value is None]
+    names = {(at, column): one.name for at, made in enumerate(plan.tables) for column, one in enumerate(made.columns)}
     without = [key for key, count in merged.nulls.items() if count == merged.rows[key[0]]]
     some = [(key, count) for key, count in merged.nulls.most_common() if key not in set(without)]
     same = [(key, value) for key, value in merged.constants.items() if value is not None]
@@ -192,7 +179,6 @@ def features(plan: Plan, merged: Merged) -> str:
     words += f"{len(same):,} have one value in all rows that have one."
     if not merged.chunks:
         words = "The output has no rows."
-    assert len(gone) <= len(without) or merged.untold
     return section(
         "features",
         "Columns",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from prefect_cytotable.tasks.core.redact import redact
 
 Cell = str | int | float | None
+UNSEEN = "\N{REPLACEMENT CHARACTER}"
+"""Stands for control characters and those that turn the direction of a text."""
 
 
 def text(value: object) -> str:
@@ -24,9 +26,7 @@ def text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}"
     shown = redact(str(value)).encode("utf-8", "replace").decode()
-    return html.escape(
-        "".join(letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in shown)
-    )
+    return html.escape("".join(letter if letter.isprintable() else UNSEEN for letter in shown))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def cell(value: Cell | Html) -> str:
 
 
 def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell | Html]], sortable: bool = True) -> str:
-    """A table with a caption; the first cell of each row is its heading. Columns of numbers have headings to the right."""
+    """A table with a caption; the first cell of each row is its heading, numbers stand to the right."""
     if not rows:
         return ""
     numbers = [all(isinstance(row[at], int | float | None) for row in rows) for at in range(len(names))]
@@ -60,9 +60,10 @@ def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell | Htm
         f'<tr><th scope="row">{text(row[0])}</th>{"".join(cell(value) for value in row[1:])}</tr>' for row in rows
     )
     kind = ' class="sort"' if sortable and len(rows) > 2 else ""
+    named = text(caption)
     return (
-        f'<div class="wide" role="region" aria-label="{text(caption)}" tabindex="0"><table{kind}><caption>{text(caption)}'
-        f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="wide" role="region" aria-label="{named}" tabindex="0"><table{kind}><caption>{named}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
