@@ -110,9 +110,11 @@ def _opened(report: Report) -> list[str]:
 
 
 def _rows(report: Report) -> list[str]:
-    rows, more = account_rows(report, DATASETS)
-    lines = ["", "## Rows", "", *markdown_table(rows)]
-    return [*lines, "", f"{more:,} more dataset(s)."] if more else lines
+    lossy = sum(bool(one.dropped) for one in report.accounts)
+    rows, _ = account_rows(report, min(lossy, DATASETS))
+    lines = ["", "## Rows", "", *markdown_table(rows)] if rows else []
+    left = f"{lossy - len(rows):,} more dataset(s) lost rows; " if lossy > len(rows) else ""
+    return [*lines, "", f"{left}{len(report.accounts) - lossy:,} dataset(s) lost none."]
 
 
 def _told(report: Report) -> list[str]:

@@ -24,8 +24,8 @@ from prefect_cytotable.tasks.core.tally import merge
 SECTIONS = (
     ("summary", "Summary"),
     ("notes", "Notes"),
-    ("rows", "Rows"),
     ("wells", "Cells per well"),
+    ("rows", "Rows"),
     ("tables", "Tables"),
     ("features", "Columns"),
     ("schema", "Schema"),
@@ -60,8 +60,8 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
         (
             sections.summary(report, plates),
             sections.warnings(report),
-            sections.accounts(report),
             sections.wells(report, plan, plates),
+            sections.accounts(report),
             sections.compartments(report),
             sections.features(plan, merged),
             sections.schema(report),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -176,7 +177,7 @@ def features(plan: Plan, merged: Merged) -> str:
     empty_rows: list[Row] = [(names[key], merged.rows[key[0]]) for key in sorted(without)[:COLUMNS]]
     total = len(names)
     words = f"Of {total:,} columns {len(without):,} have no value at all, {len(some):,} lack some, and "
-    words += f"{len(same):,} have one value in all rows that have one."
+    words += f"{len(same):,} have the same value in every row that has one."
     if not merged.chunks:
         words = "The output has no rows."
     return section(
@@ -209,15 +210,19 @@ def _folded(title: str, names: Sequence[str], rows: Sequence[Row], left: int) ->
 
 
 def schema(report: Report) -> str:
-    """Columns that are absent from some sources, were widened or cast."""
-    notable = [one for one in report.columns if one.notable]
-    if not notable:
-        return section("schema", "Schema", paragraph(f"{len(report.columns):,} columns, each as every source has it."))
-    rows: list[Row] = [(one.name, one.table, one.type, finding(one)) for one in notable[:COLUMNS]]
-    words = f"{len(notable):,} of {len(report.columns):,} columns are not as every source has them."
-    names = ("column", "table", "type", "finding")
-    body = table("Columns absent, widened or cast", names, rows) + more(len(notable) - COLUMNS, "columns")
-    return section("schema", "Schema", paragraph(words) + body)
+    """Columns that are absent from some sources or were widened, one by one; casts by their types."""
+    singular = [one for one in report.columns if one.absent or one.widened]
+    casts = Counter((one.read_as, one.type) for one in report.columns if one.cast)
+    words = f"{len(report.columns):,} columns; "
+    words += f"{len(singular):,} of them not as every source has them." if singular else "each as every source has it."
+    items = "".join(
+        f"<li>{count:,} columns were cast from {text(old)} to {text(new)}, as asked.</li>"
+        for (old, new), count in casts.most_common()
+    )
+    rows: list[Row] = [(one.name, one.table, one.type, finding(one)) for one in singular[:COLUMNS]]
+    body = table("Columns absent or widened", ("column", "table", "type", "finding"), rows)
+    left = more(len(singular) - COLUMNS, "columns")
+    return section("schema", "Schema", paragraph(words) + (f"<ul>{items}</ul>" if items else "") + body + left)
 
 
 def chunks(plan: Plan, results: Sequence[ChunkResult]) -> str:
