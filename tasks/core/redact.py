@@ -12,7 +12,11 @@ _NAMES = (
     r"|client[_-]?secret|secret[_-]?access[_-]?key|secret[_-]?key|shared[_-]?access[_-]?(?:key|signature)"
     r"|aws[_-]?access[_-]?key[_-]?id|google[_-]?access[_-]?id|sas(?:[_-]?token)?|auth|authorization"
 )
-_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<user>[^\s/?#'\"<>|]*)@", re.IGNORECASE)
+_USER = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<user>[^\s/?#:@'\"<>|]*:(?!\d+/)[^\s'\"<>|]*|[^\s/?#'\"<>|]*)@", re.IGNORECASE
+)
+"""A password may hold a slash that should have been encoded; what follows a port number is a path."""
+
 _CONTAINER = re.compile(r"(?:abfss?|wasbs?)\Z", re.IGNORECASE)
 """Schemes that name a container before the `@`, as no secret."""
 
