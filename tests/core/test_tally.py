@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -29,8 +31,6 @@ def table_of(rows: list[tuple[Any, ...]]) -> pa.Table:
 
 
 def tally_of(rows: list[tuple[Any, ...]], chunks: int = 1) -> str:
-    import numpy as np
-
     one = Tally()
     table = table_of(rows)
     one.add(0, table)
@@ -47,7 +47,7 @@ def test_chunks_together_tell_what_is_true_of_all_rows(
     rows: list[tuple[Any, ...]], cuts: list[int], order: Any
 ) -> None:
     bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    texts = [tally_of(rows[start:stop], 4) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    texts = [tally_of(rows[start:stop], 4) for start, stop in pairwise(bounds)]
     order.shuffle(texts)
     merged = merge(texts)
     assert merged.rows.total() == len(rows)
@@ -82,8 +82,6 @@ def test_a_column_in_several_pieces_some_of_them_empty() -> None:
 
 
 def test_where_no_column_tells_the_plate_its_dataset_does() -> None:
-    import numpy as np
-
     one = Tally()
     table = pa.table({"Metadata_Well": ["A01", "A01", "B02"]})
     one.add_wells(table, from_numpy(np.array([1, 0, 1], np.int32)), ["first", "second"])

@@ -152,6 +152,6 @@ def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 
 def listing(folder: Path) -> list[str]:
-    """Everything below a folder, hidden things too, but for the reports for a browser, which have tests of their own."""
+    """Everything below a folder, hidden things too; of reports for a browser other tests tell."""
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     return sorted(path for path in found if not path.endswith(ENDING))

@@ -139,10 +139,7 @@ def test_rows_sources_and_columns_are_told(tmp_path: Path) -> None:
     first, second, third, *_ = sorted(source.iterdir())
     (first / "Cells.csv").write_bytes(b"")
     edited(second / "Nuclei.csv", lambda rows: [[*row[:-1]] for row in rows])
-    edited(
-        third / "Cytoplasm.csv",
-        lambda rows: [[*row[:2], *(["9999"] + row[3:] if at else row[2:])] for at, row in enumerate(rows)],
-    )
+    edited(third / "Cytoplasm.csv", lambda rows: [rows[0], *([*row[:2], "9999", *row[3:]] for row in rows[1:])])
     ear = Ear()
     table = converted(source, tmp_path / "cells.parquet", progress=ear, data_type_cast_map={"float": "float32"})
     page = Page(tmp_path / "cells.report.html")
@@ -222,7 +219,9 @@ def test_it_replaces_its_own_and_nothing_else(tmp_path: Path) -> None:
     convert(source, tmp_path / "cells.parquet", overwrite=True, chunk_size=5)
     assert (tmp_path / "cells.report.html").read_text() != first
 
-    convert(source, tmp_path / "cells", join=False)  # another destination, which would have the same name
+    ear = Ear()
+    convert(source, tmp_path / "cells", join=False, progress=ear)  # another destination, which would have the same name
+    assert "cells.report.html exists and is no report of this output" in ear.text
     assert (tmp_path / "cells.report.html").read_text().startswith(mark("cells.parquet"))
     assert sorted(path.name for path in tmp_path.glob("*.html")) == ["cells.report.html"]
 
@@ -271,16 +270,9 @@ def test_an_empty_output_has_a_page_too(tmp_path: Path) -> None:
 def test_chunks_of_an_earlier_run_count_and_are_not_drawn(tmp_path: Path) -> None:
     source = database_of(tmp_path / "plate.sqlite", PLATE)
     pages = []
-    for name in ("one", "two"):
-        convert(
-            source,
-            tmp_path / "cells.parquet",
-            preset="cellprofiler_sqlite",
-            chunk_size=50,
-            keep_chunks=True,
-            work_dir=tmp_path / "work",
-            overwrite=True,
-        )
+    options: dict[str, Any] = {"preset": "cellprofiler_sqlite", "chunk_size": 50, "keep_chunks": True}
+    for overwrite in (False, True):
+        convert(source, tmp_path / "cells.parquet", work_dir=tmp_path / "work", overwrite=overwrite, **options)
         pages.append(Page(tmp_path / "cells.report.html"))
     assert map_of(pages[0], "demo-plate") == map_of(pages[1], "demo-plate")
     assert "Chunks, the slowest first" in pages[0].tables
