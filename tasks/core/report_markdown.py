@@ -34,7 +34,7 @@ def how_to_open(report: Report) -> list[tuple[str, str]]:
         return [("AnnData", f"import anndata\n\ncells = anndata.read_h5ad({quoted}, backed='r')")]
     if path.endswith(".zarr"):
         return [("AnnData", f"import anndata\n\ncells = anndata.read_zarr({quoted})")]
-    arrow = f"import pyarrow.dataset as ds\n\ncells = ds.dataset({quoted}).to_table(columns=[...])"
+    arrow = f"import pyarrow.dataset as ds\n\ncells = ds.dataset({quoted})\nprint(cells.count_rows(), cells.head(5))"
     if is_remote(path):
         return [("pyarrow", arrow)]
     pattern = f"{path}/*.parquet" if several else path
