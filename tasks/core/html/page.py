@@ -33,6 +33,9 @@ SECTIONS = (
     ("provenance", "Options and provenance"),
 )
 
+CLOCK = 1.0
+"""Seconds by which the clocks of two machines may differ."""
+
 
 def mark(destination: str) -> str:
     """What a page begins with, by which it is known as the report of that destination.
@@ -55,7 +58,8 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
     merged = merge(one.tally for one in results)
     plates = plates_of(merged.wells)
     source, destination = name_of(report_source(plan)), name_of(report.destination)
-    done = (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
+    now = now or datetime.now(UTC)
+    done = now.strftime("%Y-%m-%d %H:%M UTC")
     body = "".join(
         (
             sections.summary(report, plates),
@@ -65,7 +69,7 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
             sections.compartments(report),
             sections.features(plan, merged),
             sections.schema(report),
-            sections.chunks(plan, results),
+            sections.chunks(plan, results, now.timestamp() - report.seconds - CLOCK),
             sections.provenance(plan, report),
         )
     )

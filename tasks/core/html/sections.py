@@ -45,7 +45,7 @@ def summary(report: Report, plates: Sequence[Plate]) -> str:
         ("rows dropped", dropped),
         ("datasets", len(report.accounts)),
     ]
-    if wells := sum(len(plate.cells) + len(plate.unplaced) for plate in plates):
+    if wells := sum(len(plate.cells) + sum(bool(name) for name, _ in plate.unplaced) for plate in plates):
         pairs.append(("wells with cells", wells))
     if report.files:
         pairs.append(("columns", max(file.columns for file in report.files)))
@@ -225,15 +225,18 @@ def schema(report: Report) -> str:
     return section("schema", "Schema", paragraph(words) + (f"<ul>{items}</ul>" if items else "") + body + left)
 
 
-def chunks(plan: Plan, results: Sequence[ChunkResult]) -> str:
-    """When each chunk was converted, where, and for how long."""
-    fresh = [one for one in results if not one.reused and one.begun]
+def chunks(plan: Plan, results: Sequence[ChunkResult], since: float) -> str:
+    """When each chunk was converted, where, and for how long; those of earlier runs were begun before `since`.
+
+    A run that planned again finds its own chunks done: these are drawn too.
+    """
+    fresh = [one for one in results if one.begun and (not one.reused or one.begun >= since)]
     begin = min((one.begun for one in fresh), default=0.0)
     bars = [
         Bar(plan.chunks[one.number].name, round(one.begun - begin, 3), one.seconds, one.worker, one.rows)
         for one in fresh
     ]
-    return section("chunks", "Chunks", timeline(bars, sum(one.reused for one in results)))
+    return section("chunks", "Chunks", timeline(bars, len(results) - len(fresh)))
 
 
 def provenance(plan: Plan, report: Report) -> str:
@@ -246,7 +249,7 @@ def provenance(plan: Plan, report: Report) -> str:
         ("base table", plan.inspected.gathered.label(plan.inspected.base)),
         ("memory budget", show_bytes(options.memory_budget)),
         ("memory projected", show_bytes(plan.memory)),
-        ("chunks at a time", plan.workers),
+        ("chunks at a time", str(plan.workers)),
         *((name, _shown(getattr(options, name))) for name in _OPTIONS),
     ]
     content: dict[str, Any] = json.loads(report.provenance)

@@ -77,16 +77,16 @@ def _drawing(lanes: list[tuple[str, list[Bar]]], numbers: dict[str, int], span: 
     scale = (WIDTH - LEFT - 10) / span
     named = sum(len(bars) for _, bars in shown) <= NAMED_BARS
     pieces = []
+    for tick in _ticks(span):
+        x = round(LEFT + tick * scale, 1)
+        pieces.append(f'<path class="tick" d="M{x} 0V{height - AXIS + 4}"/>')
+        pieces.append(f'<text class="at" x="{x}" y="{height - 5}">{tick:g} s</text>')
     for position, (worker, bars) in enumerate(shown):
         top = position * LANE
         first = position == 0 or shown[position - 1][0] != worker
         if first:
             pieces.append(f'<text x="0" y="{top + 13}">process {numbers[worker]}</text>')
         pieces.append(_named(bars, top, scale) if named else _merged(bars, top, scale))
-    for tick in _ticks(span):
-        x = round(LEFT + tick * scale, 1)
-        pieces.append(f'<path class="tick" d="M{x} 0V{height - AXIS + 4}"/>')
-        pieces.append(f'<text class="at" x="{x}" y="{height - 5}">{tick:g} s</text>')
     return (
         f'<figure class="time"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(label)}" '
         f'focusable="false">{"".join(pieces)}</svg></figure>' + more(len(lanes) - MOST_LANES, "lanes of chunks")
