@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from prefect_cytotable.flows.running import DASK
+from prefect_cytotable.flows.clusters import DASK, cluster_of, cluster_runner
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.memory.tracking import current
@@ -33,8 +35,10 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
     """The runner of that name, running.
 
     Args:
-        name: "sequential", "concurrent", "process", "dask", or the address of a Dask scheduler.
-        workers: Chunks under way at once; of a running Dask cluster its own number of workers decides.
+        name: "sequential", "concurrent", "process", "dask", a cluster such as "dask:slurm", or the address of a Dask
+            scheduler.
+        workers: Chunks under way at once; of a cluster the number of its jobs; of one that runs already its own
+            number of workers decides.
     """
     if name == Runner.PROCESS:
         with _process_pool(workers) as pool:
@@ -48,6 +52,8 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
             try:
                 dask = stack.enter_context(_dask(name, workers))
                 _ = dask.client  # connects
+            except CytotableError:
+                raise
             except OSError as error:
                 raise DaskUnreachableError(
                     f"The Dask scheduler {name} does not answer: {error}. Start it, correct task_runner, or let "
@@ -79,6 +85,8 @@ def _process_pool(workers: int) -> Iterator[TaskRunner[Any]]:
 def _dask(name: str, workers: int) -> DaskTaskRunner:
     from prefect_dask.task_runners import DaskTaskRunner  # Dask takes 1 s to import
 
+    if cluster := cluster_of(name):
+        return cluster_runner(cluster, workers)
     if name != DASK:
         return DaskTaskRunner(address=name, client_kwargs={"timeout": CONNECT_SECONDS})
     settings = {
@@ -99,10 +107,45 @@ def uses_processes(runner: str | TaskRunner[Any]) -> bool:
     return not isinstance(runner, ThreadPoolTaskRunner)
 
 
+class WorkerKind(StrEnum):
+    """What a runner's workers are, by what giving them a task costs."""
+
+    THREADS = "threads"
+    PROCESSES = "processes"
+    DASK = "dask"
+
+
+def kind_of(runner: str | TaskRunner[Any]) -> WorkerKind:
+    """What the workers of a runner are; one that is not known counts as a cluster."""
+    if not uses_processes(runner):
+        return WorkerKind.THREADS
+    of_pool = runner == Runner.PROCESS if isinstance(runner, str) else isinstance(runner, ProcessPoolTaskRunner)
+    return WorkerKind.PROCESSES if of_pool else WorkerKind.DASK
+
+
+def slots(runner: TaskRunner[Any], workers: int) -> int:
+    """How many tasks a runner that is started does at once.
+
+    Args:
+        runner: A Dask cluster is asked, which can grow and shrink.
+        workers: The answer of any other, and of a cluster that has fewer.
+    """
+    threads = sum(cast("DaskTaskRunner", runner).client.nthreads().values()) if hasattr(runner, "client") else 0
+    return max(threads, workers, 1)
+
+
+def killed_worker(error: BaseException) -> int | None:
+    """How many workers of a Dask cluster died over one task, where that is what the error tells."""
+    scheduler = sys.modules.get("distributed.scheduler")
+    if scheduler is None or not isinstance(error, scheduler.KilledWorker):
+        return None
+    return int(error.allowed_failures) + 1
+
+
 def may_be_elsewhere(runner: str | TaskRunner[Any]) -> bool:
     """Whether chunks may be converted on machines that share no disk with this one."""
     if isinstance(runner, str):
-        return "://" in runner
+        return "://" in runner or cluster_of(runner) is not None
     return not isinstance(runner, ThreadPoolTaskRunner | ProcessPoolTaskRunner)
 
 
