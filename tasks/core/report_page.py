@@ -13,6 +13,7 @@ from prefect_cytotable.tasks.core.model import ChunkResult, Options, Plan, Repor
 from prefect_cytotable.tasks.core.places import Places, is_remote
 from prefect_cytotable.tasks.core.places.files import TEMPORARY, whole
 from prefect_cytotable.tasks.core.places.urls import name_of
+from prefect_cytotable.tasks.core.roots import check_path
 from prefect_cytotable.tasks.core.store import scratch
 
 ENDING = ".report.html"
@@ -77,10 +78,12 @@ def page_place(options: Options) -> str:
 
     Raises:
         PageTakenError: There is no such name.
+        OutsideRootsError: Beside the output no program may write on this machine.
     """
     names = page_names(options.destination)
     beginning = mark(options.destination).encode()
     for place in names:
+        check_path("the report of dest_path", place)
         found = _beginning(place, len(beginning), options)
         if found is None or found == beginning:
             return place

@@ -12,7 +12,11 @@ from prefect_cytotable.tasks.core.html.heatmap import LEVELS, MOST_WELLS, heat_m
 from prefect_cytotable.tasks.core.html.timeline import NAMED_BARS, Bar, timeline
 from prefect_cytotable.tasks.core.html.wells import FORMATS, Well, parse, plates_of
 from prefect_cytotable.tasks.core.html.writing import text
+from prefect_cytotable.tasks.core.model import Options
+from prefect_cytotable.tasks.core.presets import load_preset
+from prefect_cytotable.tasks.core.report_page import page_place
 from prefect_cytotable.tasks.core.report_tables import escape_markdown
+from prefect_cytotable.tasks.core.roots import OutsideRootsError
 
 
 def full(rows: int, columns: int) -> dict[tuple[str, str], int]:
@@ -120,3 +124,10 @@ def test_the_timeline_keeps_apart_what_overlaps_and_joins_what_is_many() -> None
     assert many.count("<rect") == 0 < many.count('<path class="b0"')
     assert NAMED_BARS < 10_000
     assert "No chunk was converted by this run" in timeline([], reused=4)
+
+
+def test_the_page_stays_inside_the_allowed_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_CYTOTABLE_ALLOWED_ROOTS", "s3://bucket/out")
+    options = Options("s3://bucket/in", "s3://bucket/out", "/work", load_preset("cellprofiler_csv"), 1 << 30)
+    with pytest.raises(OutsideRootsError, match="the report of dest_path"):
+        page_place(options)
