@@ -33,9 +33,6 @@ SECTIONS = (
     ("provenance", "Options and provenance"),
 )
 
-CLOCK = 1.0
-"""Seconds by which the clocks of two machines may differ."""
-
 
 def mark(destination: str) -> str:
     """What a page begins with, by which it is known as the report of that destination.
@@ -55,10 +52,10 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
         report: With the files that were written.
         now: When it was done; this moment by default.
     """
+    now = now or datetime.now(UTC)  # first of all: the run's begin is reckoned back from it
     merged = merge(one.tally for one in results)
     plates = plates_of(merged.wells)
     source, destination = name_of(report_source(plan)), name_of(report.destination)
-    now = now or datetime.now(UTC)
     done = now.strftime("%Y-%m-%d %H:%M UTC")
     body = "".join(
         (
@@ -69,7 +66,7 @@ def render(plan: Plan, results: Sequence[ChunkResult], report: Report, now: date
             sections.compartments(report),
             sections.features(plan, merged),
             sections.schema(report),
-            sections.chunks(plan, results, now.timestamp() - report.seconds - CLOCK),
+            sections.chunks(plan, results, now.timestamp() - report.seconds),
             sections.provenance(plan, report),
         )
     )
