@@ -226,6 +226,12 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="Metadata_TableNumber in the output (default: with more than one dataset)",
     )
     add("--drop-null", action="store_true", help="drop rows with a missing value")
+    add(
+        "--html-report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a report for a browser beside the output",
+    )
     for name, text in (
         ("concat", "one file instead of one for each chunk"),
         ("join", "compartments joined instead of a table for each"),
@@ -240,6 +246,7 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
         "task_runner", "workers", "memory_budget", "chunk_size", "work_dir", "keep_chunks", "source_datatype",
         "compartments", "metadata", "identifying_columns", "unmatched", "on_bad_source", "add_tablenumber",
         "drop_null", "concat", "join", "sort_output", "infer_common_schema",
+        "html_report",
     )  # fmt: skip
     arguments = {name: getattr(given, name) for name in names}
     arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset

@@ -50,6 +50,7 @@ def convert(
     workers: int | None = None,
     storage_options: Mapping[str, object] | None = None,
     profile: str | Path | Profiling | None = None,
+    html_report: bool = True,
     progress: Progress | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table, or to one table for each compartment.
@@ -98,6 +99,8 @@ def convert(
             {"endpoint_url": "https://minio.example.org"} or {"local_cache_dir": "/scratch"}. Never a secret: those
             come from the environment of each machine.
         profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
+        html_report: Whether a report for a browser is written beside the output, as ``cells.report.html`` beside
+            ``cells.parquet``.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

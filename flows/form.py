@@ -100,6 +100,10 @@ Profile = Annotated[
     control(either(**_NONE, folder=TEXT, options={"type": "object"})),
     shown("Memory profile", "A folder for a profile of the run's memory; needs memray on the worker.", "/data/profile"),
 ]
+HtmlReport = Annotated[
+    bool,
+    shown("HTML report", "Write a report for a browser beside the output: plate maps, rows by cause, columns.", True),
+]
 
 # --- convert ------------------------------------------------------------------------------------------------
 

@@ -151,6 +151,7 @@ class Options:
     relations: tuple[PresetRelation, ...] = ()
     required: tuple[str, ...] = ()
     storage: tuple[tuple[str, str], ...] = ()
+    html_report: bool = True
 
 
 @dataclass(frozen=True)
@@ -496,6 +497,9 @@ class ChunkResult:
         tables_in: (compartment, rows read) pairs.
         widened: (compartment, column, type) where the sample had promised a narrower type.
         bad: Sources that turned out to be unreadable.
+        begun: When it was begun, in seconds since 1970 (UTC), and
+        worker: by which process of which machine.
+        tally: What its values look like, in few bytes; see `tally.py`.
     """
 
     key: str
@@ -508,6 +512,9 @@ class ChunkResult:
     bad: tuple[Skipped, ...] = ()
     seconds: float = 0.0
     reused: bool = False
+    begun: float = 0.0
+    worker: str = ""
+    tally: str = ""
 
     @property
     def amends(self) -> bool:
@@ -534,12 +541,42 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class ReportColumn:
+    """A column of the output, and what happened to it.
+
+    Attributes:
+        table: Label of the table that it comes from; empty for what comes from none.
+        source: As the sources call it.
+        read_as: What the sources hold; `type` is the Arrow type in the output.
+        absent: How many of the table's sources lack it (it is null there), of how many `sources`.
+        widened: Whether it needed a wider type than the samples showed.
+        cast: Whether it was cast because the user asked for that.
+    """
+
+    name: str
+    table: str
+    source: str
+    read_as: str
+    type: str
+    absent: int = 0
+    sources: int = 0
+    widened: bool = False
+    cast: bool = False
+
+    @property
+    def notable(self) -> bool:
+        """Whether there is more to tell of it than its type."""
+        return bool(self.absent or self.widened or self.cast)
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of a conversion.
 
     Attributes:
         accounts: One for each dataset, in the order of the output.
         tables_in: (compartment, rows read) pairs.
+        page: Path or URL of the HTML report; empty where there is none.
     """
 
     destination: str
@@ -555,6 +592,8 @@ class Report:
     chunks_reused: int
     seconds: float
     provenance: str = field(default="", repr=False)
+    columns: tuple[ReportColumn, ...] = field(default=(), repr=False)
+    page: str = ""
 
     @property
     def rows_in(self) -> int:

@@ -33,6 +33,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
+from prefect_cytotable.tasks.core.report_page import with_page
 from prefect_cytotable.tasks.core.schema import widest
 from prefect_cytotable.tasks.core.store import Store, in_use, lock, scratch, store_at, store_of
 from prefect_cytotable.tasks.core.work import PlanPlace
@@ -215,7 +216,9 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
         files = caller.write(plan, results, report)
     if options.keep_chunks:
         store.drop_others({chunk.key for chunk in plan.chunks})
-    return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    report = replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    with marked("page"):
+        return with_page(plan, results, report)
 
 
 def _fitted(plan: Plan, caller: Caller) -> Plan:

@@ -101,6 +101,7 @@ def make_options(
     relations: Mapping[str, str] | None,
     workers: int | None,
     storage_options: Mapping[str, object] | None = None,
+    html_report: bool = True,
     shared_work: bool = False,
 ) -> Options:
     """The options of a conversion. See `prefect_cytotable.flows.convert` for the arguments.
@@ -153,6 +154,7 @@ def make_options(
         relations=_relations(relations, effective),
         required=tuple(one.lower() for one in _list("compartments", compartments or ())),
         storage=storage,
+        html_report=bool(html_report),
     )
 
 

@@ -515,7 +515,7 @@ def test_inside_an_event_loop(where: str, here: Served, plate: Path, undisturbed
     found = here.client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     )
-    assert [one.key for one in found] == ["row-account"]
+    assert {one.key for one in found} == {"conversion-progress", "conversion-report", "row-account", "schema"}
 
 
 # --- failures -----------------------------------------------------------------------------------------------
