@@ -104,6 +104,9 @@ def convert_flow(
     workers: int | None = None,
     storage_options: dict[str, str | bool] | None = None,
     profile: str | dict[str, Any] | None = None,
+    compression: str | None = None,
+    zarr_format: int | None = None,
+    x_chunk_rows: int | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}

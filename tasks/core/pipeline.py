@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
+from prefect_cytotable.tasks.core.formats import encoding_memory
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
 from prefect_cytotable.tasks.core.memory.tracking import marked
@@ -217,7 +218,9 @@ def _fitted(plan: Plan, caller: Caller) -> Plan:
     databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
     cache = DUCKDB_CACHE if databases else 0
     chunk = plan.memory + (cache if caller.processes else 0)
-    shared = 0 if caller.processes else cache
+    once, each = encoding_memory(plan.options.datatype, plan.memory)
+    shared = once + (0 if caller.processes else cache)
+    chunk += each
     workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
     memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
