@@ -19,9 +19,8 @@ INDEX = "_index"
 
 _KEY = re.compile(r"(.*_)?(Parent_\w+|(Object|Image|Table)_?Number)", re.DOTALL)
 _PLACES = (("Metadata_Plate", "Plate"), ("Metadata_Well", "Well", "WELL LABEL"), ("Metadata_Site", "Site", "FOV"))
+_OBJECTS = ("Metadata_ObjectNumber", "OBJECT ID")
 _CENTRES = ("Location_Center", "AreaShape_Center")
-_EXACT_IN_FLOAT32 = 16
-"""Bits of the widest whole numbers that float32 holds exactly."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def anndata_layout(plan: Plan, table: OutputTable) -> AnnDataLayout:
     inner = set(features)
     return AnnDataLayout(
         features=features,
-        dtype="float32" if features and all(_fits_float32(types[name]) for name in features) else "float64",
+        dtype=_dtype([types[name] for name in features]),
         obs=_safe_names([column.name for column in table.columns if column.name not in inner]),
         identity=_identity(plan, table),
         spatial=_spatial(plan, table, {name for name, type_ in types.items() if _is_number(type_)}),
@@ -72,10 +71,17 @@ def _is_feature(plan: Plan, column: OutputColumn) -> bool:
     name = column.name.lower()
     if "metadata" in name or name.startswith("image_") or _KEY.fullmatch(column.name):
         return False
+    if plan.options.preset.format is Format.NPZ and not _is_deep(column):
+        return False
     # A preset that keeps names has no compartment before them: a place without one was given, not measured.
     if column.name.startswith("Location_"):
         return False
     return not _identifies(plan, column)
+
+
+def _is_deep(column: OutputColumn) -> bool:
+    """Whether a column of a DeepProfiler archive is one of its features: a float with a number at the end."""
+    return bool(pa.types.is_floating(arrow_type(column.type)) and parse_deep_names([column.name])[0].feature_group)
 
 
 def _identifies(plan: Plan, column: OutputColumn) -> bool:
@@ -91,9 +97,10 @@ def _is_number(type_: pa.DataType) -> bool:
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
 
 
-def _fits_float32(type_: pa.DataType) -> bool:
-    width = type_.bit_width
-    return bool(width <= 32 if pa.types.is_floating(type_) else width <= _EXACT_IN_FLOAT32)
+def _dtype(types: list[pa.DataType]) -> str:
+    """float32 where no measurement has more; whole numbers do not count, they are checked when they are written."""
+    widths = {type_.bit_width for type_ in types if pa.types.is_floating(type_)}
+    return "float32" if widths and max(widths) <= 32 else "float64"
 
 
 def _safe_names(columns: list[str]) -> tuple[tuple[str, str], ...]:
@@ -121,14 +128,10 @@ def _identity(plan: Plan, table: OutputTable) -> tuple[str, ...]:
     found = [_place(names, endings) for endings in _PLACES]
     found.append(TABLE_NUMBER if plan.with_table_number and TABLE_NUMBER in names else None)
     base = _base(plan, table)
-    for key, plain in (
-        (base.image_number if base else "", "Metadata_ImageNumber"),
-        (base.object_number if base else "", "Metadata_ObjectNumber"),
-    ):
-        output = {
-            column.column: column.name for column in table.columns if base and column.compartment == base.compartment
-        }
-        found.append(output.get(key, plain if plain in names else None))
+    keys = (base.image_number, base.object_number) if base else ("", "")
+    output = {column.column: column.name for column in table.columns if base and column.compartment == base.compartment}
+    for key, plain in zip(keys, (("Metadata_ImageNumber",), _OBJECTS), strict=True):
+        found.append(output.get(key) or next((name for name in plain if name in names), None))
     return tuple(dict.fromkeys(name for name in found if name is not None))
 
 

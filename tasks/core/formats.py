@@ -16,7 +16,7 @@ from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.anndata_layout import anndata_layout
 from prefect_cytotable.tasks.core.budget import MIB, max_threads
 from prefect_cytotable.tasks.core.errors import MissingPackageError
-from prefect_cytotable.tasks.core.model import Destination, OutputTable, Plan, Report
+from prefect_cytotable.tasks.core.model import Destination, Options, OutputTable, Plan, Report
 from prefect_cytotable.tasks.core.sinks.anndata import AnnDataAhead, AnnDataStyle, write_anndata
 from prefect_cytotable.tasks.core.sinks.parquet import Ahead, write_whole
 
@@ -71,6 +71,12 @@ def check_packages(format_: Destination) -> None:
                 f"{package} is not installed, which is needed to write {format_.value}. "
                 f"Run: pip install 'prefect-cytotable[anndata]'"
             )
+
+
+def storing(options: Options) -> str:
+    """How an AnnData will be stored, for people."""
+    compression = options.compression or COMPRESSIONS[options.datatype][0]
+    return f"zarr format {options.zarr_format}, {compression}" if options.datatype is Destination.ZARR else compression
 
 
 def threads(workers: int) -> int:

@@ -27,9 +27,6 @@ COLUMNS_AT_A_TIME = 64
 ROWS_AT_A_TIME = 256
 """Of a block that is transposed at a time: small enough for the processor's cache."""
 
-COUNTED_EXACTLY = 2**53
-"""Whole numbers up to here are doubles too."""
-
 
 @dataclass
 class _Order:
@@ -177,10 +174,12 @@ def floats(column: pa.ChunkedArray, name: str, dtype: np.dtype[Any]) -> NDArray[
     wanted = pa.from_numpy_dtype(dtype)
     if pa.types.is_integer(array.type):
         extremes = pc.min_max(array).as_py()
-        if max(abs(value or 0) for value in extremes.values()) > COUNTED_EXACTLY:
+        bits = np.finfo(dtype).nmant + 1
+        if max(abs(value or 0) for value in extremes.values()) > 2**bits:
             raise CastError(
-                f"{name} holds a whole number beyond 2**53, which X cannot hold exactly: it holds floats. Name the "
-                f"column in identifying_columns, so that it becomes a column of obs, or write Parquet."
+                f"{name} holds a whole number beyond 2**{bits}, which X cannot hold exactly: it is {dtype}. "
+                f"{'Leave float out of data_type_cast_map, name' if bits < 53 else 'Name'} the column in "
+                f"identifying_columns, so that it becomes a column of obs, or write Parquet."
             )
     if array.type != wanted:
         array = array.cast(wanted, safe=False)

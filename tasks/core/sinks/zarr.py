@@ -108,10 +108,8 @@ class ZarrFolder:
 
     def put(self, path: str, position: tuple[int, ...], chunk: bytes) -> None:
         """Store a chunk."""
-        if self._format == 2:
-            name = ".".join(map(str, position)) or "0"
-        else:
-            name = "/".join(("c", *map(str, position)))
+        numbers = list(map(str, position))
+        name = ".".join(numbers or ["0"]) if self._format == 2 else "/".join(["c", *numbers])
         file = self.path / path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(chunk)
