@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ LZ4, ZSTD, NONE = "lz4", "zstd", "none"
 COMPRESSIONS = (LZ4, ZSTD, NONE)
 LEVELS = {LZ4: 5, ZSTD: 1}
 FORMATS = (2, 3)
+
+SYNCS = 16
+"""Files that are brought to the disk at a time: a file system writes them in one go."""
 
 Json = dict[str, Any]
 
@@ -84,10 +88,9 @@ class ZarrFolder:
             everything = {"kind": "inline", "must_understand": False, "metadata": known}
             content = _group3(root) | {"consolidated_metadata": everything}
             (self.path / "zarr.json").write_text(json.dumps(content))
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                with Path(folder, name).open("rb") as file:
-                    os.fsync(file.fileno())
+        files = [Path(folder, name) for folder, _, names in os.walk(self.path) for name in names]
+        with ThreadPoolExecutor(SYNCS) as pool:
+            list(pool.map(_sync, files))
 
     def abandon(self) -> None:
         """Remove the folder."""
@@ -233,6 +236,11 @@ def _fill(dtype: np.dtype[Any] | None) -> object:
     if dtype is None:
         return ""
     return {"b": False, "f": 0.0}.get(dtype.kind, 0)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _group3(described: dict[str, Attribute]) -> Json:

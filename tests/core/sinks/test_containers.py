@@ -83,19 +83,18 @@ def test_anndata_reads_what_was_meant(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_elements_are_encoded_as_anndata_encodes_them(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elements_are_encoded_as_anndata_encodes_them(kind: str, tmp_path: Path) -> None:
     read = written(tmp_path / "ours", kind)
     with anndata.settings.override(allow_write_nullable_strings=True):
         if kind == "h5ad":
-            read.write_h5ad(tmp_path / "theirs")
+            read.write_h5ad(tmp_path / "theirs", convert_strings_to_categoricals=False)
         else:
             with anndata.settings.override(zarr_write_format=int(kind[-1])):
-                read.write_zarr(tmp_path / "theirs")
+                read.write_zarr(tmp_path / "theirs", convert_strings_to_categoricals=False)
     described = [_described(opened(tmp_path / name, kind), kind) for name in ("ours", "theirs")]
     described[1].pop("raw", None)  # anndata's zarr has an element that says there is none
-    assert described[0] == described[1]
+    differing = {name for name in described[0] | described[1] if described[0].get(name) != described[1].get(name)}
+    assert {name: [one.get(name) for one in described] for name in differing} == {}
 
 
 def _described(root: Any, kind: str) -> dict[str, tuple[object, ...]]:
@@ -103,7 +102,9 @@ def _described(root: Any, kind: str) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     members = list(root.items()) if kind == "h5ad" else list(root.members())
     for name, element in members:
-        attributes = {key: list(value) if hasattr(value, "tolist") else value for key, value in element.attrs.items()}
+        attributes = {
+            key: value.tolist() if hasattr(value, "tolist") else value for key, value in element.attrs.items()
+        }
         shape = getattr(element, "shape", None)
         found[name] = (sorted(attributes.items(), key=str), shape, shape is not None and str(element.dtype))
         if shape is None:
