@@ -107,6 +107,9 @@ def convert_flow(
     storage_options: form.StorageOptions = None,
     profile: form.Profile = None,
     html_report: form.HtmlReport = True,
+    compression: form.Compression = None,
+    zarr_format: form.ZarrFormat = None,
+    x_chunk_rows: form.XChunkRows = None,
 ) -> Returned:
     """Convert measurements to one single-cell table.
 

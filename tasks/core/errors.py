@@ -110,6 +110,10 @@ class PartMismatchError(CytotableError, ValueError):
     """Parts that should become one file have different columns."""
 
 
+class MissingPackageError(CytotableError, ImportError):
+    """A library that the output's format needs is not installed."""
+
+
 class WorkerDiedError(CytotableError, RuntimeError):
     """Worker processes were ended from outside, more than once: most often by a system short of memory."""
 

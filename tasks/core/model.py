@@ -27,6 +27,19 @@ class Format(StrEnum):
     DUCKDB = "duckdb"
 
 
+class Destination(StrEnum):
+    """Formats of the output."""
+
+    PARQUET = "parquet"
+    H5AD = "anndata_h5ad"
+    ZARR = "anndata_zarr"
+
+    @property
+    def suffix(self) -> str:
+        """How its files end."""
+        return {Destination.H5AD: ".h5ad", Destination.ZARR: ".zarr"}.get(self, ".parquet")
+
+
 class ColumnType(StrEnum):
     """What a source's column holds; `widest` in schema.py says which of two holds both."""
 
@@ -124,6 +137,9 @@ class Options:
         relations: The user's relations, which replace the preset's where there are any.
         required: Compartments that the user named, as keys; each must be there.
         storage: How object storage is reached, as (option, value) pairs; never a secret.
+        compression: Of an AnnData: what its format calls it, or empty for the fast one.
+        zarr_format: Of an AnnData in a zarr store.
+        x_chunk_rows: Rows of a stored chunk of an AnnData's X, or 0 where its bytes decide.
     """
 
     source: str
@@ -152,6 +168,10 @@ class Options:
     required: tuple[str, ...] = ()
     storage: tuple[tuple[str, str], ...] = ()
     html_report: bool = True
+    datatype: Destination = Destination.PARQUET
+    compression: str = ""
+    zarr_format: int = 2
+    x_chunk_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from prefect_cytotable.tasks.core import formats
 from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
@@ -22,6 +23,7 @@ from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
+    Destination,
     Format,
     Gathered,
     Inspected,
@@ -228,7 +230,9 @@ def _fitted(plan: Plan, caller: Caller) -> Plan:
     databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
     cache = DUCKDB_CACHE if databases else 0
     chunk = plan.memory + (cache if caller.processes else 0)
-    shared = 0 if caller.processes else cache
+    once, each = formats.encoding_memory(plan.options.datatype, plan.memory)
+    shared = once + (0 if caller.processes else cache)
+    chunk += each
     workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
     memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
@@ -277,6 +281,8 @@ def plan_lines(plan: Plan) -> list[str]:
         text.append(f"keys         {gathered.label(check.compartment)}: {check.finding}")
     for table in plan.tables:
         text.append(f"output       {table.name}: {len(table.columns):,} columns")
+    if plan.options.datatype is not Destination.PARQUET:
+        text.append(f"format       {plan.options.datatype.value}, {formats.storing(plan.options)}")
     for dataset in gathered.datasets[:20]:
         number = "" if dataset.table_number is None else f", TableNumber {dataset.table_number}"
         text.append(f"dataset      {dataset.name}{number}")
