@@ -1,0 +1,152 @@
+"""Reads ranges of rows of stored arrays, each piece decoded once where reading goes forward.
+
+Arrays whose bytes lie in a row in a file are read past their library: HDF5 lets one thread at a time read, a file
+descriptor all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_cytotable.tasks.core.concat.model import StoreFormat
+from prefect_cytotable.tasks.core.concat.stores import opened
+from prefect_cytotable.tasks.core.errors import BadSourceError
+
+Array = NDArray[Any]
+
+BANDS = 2
+"""Bands that are kept: the one being read, and the one before."""
+
+
+class Rows(Protocol):
+    """An array that is read by ranges of its first axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def read(self, start: int, stop: int) -> Array:
+        """Its rows from `start` to the one before `stop`; not to be written to."""
+        ...
+
+
+class PlainRows:
+    """Rows that lie in a row in a file."""
+
+    def __init__(self, path: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], stack: ExitStack) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._path, self._offset = path, offset
+        self._row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        self._descriptor = os.open(path, os.O_RDONLY)
+        stack.callback(os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> Array:
+        """Its rows from `start` to the one before `stop`."""
+        found = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        if not found.size:
+            return found
+        view, done = memoryview(found.reshape(-1).view(np.uint8)), 0
+        while done < len(view):
+            count = os.preadv(self._descriptor, [view[done:]], self._offset + start * self._row + done)
+            if not count:
+                raise BadSourceError(self._path, "it ends before the values of an array do", "Is it whole?")
+            done += count
+        return found
+
+
+class ChunkedRows:
+    """Rows of an array of h5py or zarr, read in bands of whole chunks."""
+
+    def __init__(self, array: Any, band_bytes: int) -> None:
+        self.shape, self.dtype = tuple(map(int, array.shape)), array.dtype
+        self._array = array
+        row = max(int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, 1)
+        wanted = max(band_bytes // row, 1)
+        chunk = array.chunks[0] if getattr(array, "chunks", None) else wanted
+        self._band = -(-wanted // chunk) * chunk if chunk <= 2 * wanted else wanted
+        self._kept: OrderedDict[int, Array] = OrderedDict()
+
+    def read(self, start: int, stop: int) -> Array:
+        """Its rows from `start` to the one before `stop`."""
+        first, last = start // self._band, max(stop - 1, start) // self._band
+        if first == last:
+            offset = first * self._band
+            return self._banded(first)[start - offset : stop - offset]
+        found = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for number in range(first, last + 1):
+            low, high = number * self._band, min((number + 1) * self._band, self.shape[0])
+            begin, end = max(low, start), min(high, stop)
+            found[begin - start : end - start] = self._banded(number)[begin - low : end - low]
+        return found
+
+    def _banded(self, number: int) -> Array:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        while len(self._kept) >= BANDS:
+            self._kept.popitem(last=False)
+        band = np.asarray(self._array[number * self._band : min((number + 1) * self._band, self.shape[0])])
+        self._kept[number] = band
+        return band
+
+
+def rows_of(array: Any, band_bytes: int, stack: ExitStack) -> Rows:
+    """The rows of an array of h5py or zarr."""
+    if getattr(array, "id", None) is not None and array.chunks is None and array.dtype.kind in "iufc":
+        offset = array.id.get_offset()
+        if offset is not None:
+            return PlainRows(array.file.filename, offset, tuple(map(int, array.shape)), array.dtype, stack)
+    return ChunkedRows(array, band_bytes)
+
+
+@contextmanager
+def opened_rows(file: str, format: str, names: tuple[str, ...], band_bytes: int) -> Iterator[tuple[Rows, ...]]:
+    """Several arrays of one file, or of one folder of plain arrays (format "raw")."""
+    with ExitStack() as stack:
+        if format == "raw":
+            yield tuple(_plain(Path(file) / f"{name.rpartition('/')[2]}.npy", stack) for name in names)
+        else:
+            root = stack.enter_context(opened(file, StoreFormat(format)))
+            yield tuple(rows_of(root[name], band_bytes, stack) for name in names)
+
+
+def _plain(path: Path, stack: ExitStack) -> Rows:
+    """An array that `numpy.save` wrote, or one that was written like that."""
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    offset, shape, dtype = int(mapped.offset), mapped.shape, mapped.dtype
+    del mapped
+    return PlainRows(str(path), offset, shape, dtype, stack)
+
+
+def gather(rows: Rows, wanted: NDArray[np.int64]) -> Array:
+    """Rows by number, in the order asked for; -1 gives zeros. Neighbours are read together."""
+    found = np.zeros((len(wanted), *rows.shape[1:]), rows.dtype)
+    order = np.argsort(wanted, kind="stable")
+    order = order[np.searchsorted(wanted[order], 0) :]
+    for piece in runs(wanted[order]):
+        numbers = wanted[order[piece]]
+        low = int(numbers[0])
+        found[order[piece]] = rows.read(low, int(numbers[-1]) + 1)[numbers - low]
+    return found
+
+
+def runs(numbers: NDArray[np.int64], gap: int = 1) -> Iterator[slice]:
+    """Stretches of ascending numbers in which none is more than `gap` above the one before.
+
+    >>> list(runs(np.array([3, 4, 5, 9, 10])))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    if not len(numbers):
+        return
+    steps = np.diff(numbers)
+    cuts = np.flatnonzero((steps > gap) | (steps < 0)) + 1
+    edges = [0, *cuts.tolist(), len(numbers)]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        yield slice(begin, end)
