@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, presets, demo, server.
+"""The command line, ``prefect-cytotable``: convert, plan, presets, demo, server, concat.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefect_cytotable.flows.cli_concat import add_concat
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -123,6 +124,8 @@ def _parser() -> _Parser:
     one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
     one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
+
+    add_concat(command)
     return parser
 
 

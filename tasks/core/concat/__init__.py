@@ -1,1 +1,1 @@
-"""Concatenation of AnnData files on disk: values, plan, annotations, blocks of the large arrays. Never imports Prefect."""
+"""Concatenation of AnnData files on disk: plan, annotations, blocks of the large arrays. Never imports Prefect."""

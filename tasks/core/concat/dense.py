@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,7 @@ class Opened:
                 self._open.pop(next(iter(self._open)))[0].close()
             source, stack = self._array.sources[number], ExitStack()
             paths = tuple(f"{source.element}/{name}".rstrip("/") for name in self._names)
-            self._open[number] = stack, stack.enter_context(
-                opened_rows(source.file, source.format, paths, self._band)
-            )
+            self._open[number] = stack, stack.enter_context(opened_rows(source.file, source.format, paths, self._band))
         return self._open[number][1]
 
     def indexer(self, source: Source) -> NDArray[np.int64] | None:
@@ -64,7 +62,7 @@ class Opened:
             stack.close()
         self._open.clear()
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,6 +74,8 @@ def write_dense(layout: Layout, array: ArrayLayout, start: int, stop: int) -> in
     dtype = np.dtype(array.dtype)
     fill = fill_of(array)
     width = max(int(np.prod(array.shape[1:], dtype=np.int64)) * dtype.itemsize, 1)
+    if array.axis == 0:
+        width = max(width, *(int(np.prod(one.shape[1:])) * dtype.itemsize for one in array.sources if one.element), 1)
     together = 1 if array.axis == 0 else len(array.sources)
     with opened_targets(layout, array, ("",)) as (target,), Opened(layout, array, ("",), together) as sources:
         rows = max(layout.block_bytes // width // target.chunk, 1) * target.chunk

@@ -54,7 +54,9 @@ class Inputs:
             self._open.popitem()[1][0].close()
 
 
-def write_frame(root: Group, frame: FramePlan, index: str, inputs: Inputs, options: Options, format: StoreFormat) -> None:
+def write_frame(
+    root: Group, frame: FramePlan, index: str, inputs: Inputs, options: Options, format: StoreFormat
+) -> None:
     """Write a data frame.
 
     Args:
@@ -174,7 +176,7 @@ def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> 
     dtype = _decided(parts, name) if any(kinds) else None
     if isinstance(dtype, pd.CategoricalDtype) and all(isinstance(one.dtype, pd.CategoricalDtype) for one in there):
         return _categories(parts, extents, dtype)
-    if isinstance(dtype, pd.BooleanDtype) or dtype == object:
+    if isinstance(dtype, pd.BooleanDtype) or dtype == np.dtype(object):
         parts = [None if one is None else one.astype(dtype) for one in parts]
     frames = [
         pd.DataFrame(index=pd.RangeIndex(extent)) if one is None else one.to_frame(name)

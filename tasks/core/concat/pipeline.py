@@ -116,9 +116,7 @@ def run(options: Options, merges: Merges, caller: Caller) -> ConcatReport:
     return report[1]
 
 
-def _run(
-    options: Options, merges: Merges, caller: Caller, folder: Path, started: float
-) -> tuple[Plan, ConcatReport]:
+def _run(options: Options, merges: Merges, caller: Caller, folder: Path, started: float) -> tuple[Plan, ConcatReport]:
     plan = draft(options, caller)
     for note in plan.notes:
         caller.say(note)

@@ -248,7 +248,8 @@ class _Draft:
         if not probed.sparse:
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             known = next((part.element.chunks for part in parts if part.element and part.element.chunks), ())
-            kind, chunks = Kind.DENSE, dense_chunks(shape, dtype.itemsize, known, self._block)
+            widest = max(_row(part.element) for part in parts) if axis == 0 else 0
+            kind, chunks = Kind.DENSE, dense_chunks(shape, dtype.itemsize, known, self._block, widest)
         else:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)
@@ -274,8 +275,8 @@ class _Draft:
         for one, element in zip(self._inputs, elements, strict=True):
             if element and element.kind is not Kind.FRAME:
                 raise LayoutError(
-                    f"{path} is a data frame in some inputs and {element.kind.value} in {one.path}. Leave it out there, "
-                    f"or make it the same in all."
+                    f"{path} is a data frame in some inputs and {element.kind.value} in {one.path}. Make it the "
+                    f"same in all inputs, or leave it out."
                 )
         frames = [pd.DataFrame(columns=[column.name for column in one.columns]) for one in elements if one]
         columns = list(pd.concat(frames, join=self._options.join.value).columns) if frames else []
@@ -289,6 +290,11 @@ def _entries(part: Part, fill: Any, shape: tuple[int, ...], axis: int) -> int:
     element, cells = part.element, part.extent * (shape[1 - axis] if axis >= 0 else 0)
     stored = 0 if element is None else element.nnz if element.kind.sparse else int(np.prod(element.shape))
     return stored + (cells if fill != 0 else 0)
+
+
+def _row(element: Element | None) -> int:
+    """Bytes of a row of a dense element."""
+    return int(np.prod(element.shape[1:], dtype=np.int64)) * np.dtype(element.dtype).itemsize if element else 0
 
 
 def _column(element: Element | None, name: str) -> Column | None:
@@ -355,7 +361,9 @@ def plan_lines(plan: Plan) -> list[str]:
             text.append(f"names        {where}: the same {joined.names:,} in all inputs")
     for array in plan.arrays:
         shape = " x ".join(f"{size:,}" for size in array.shape)
-        stored = sorted({f"{part.element.kind.value} {np.dtype(part.element.dtype)}" for part in array.parts if part.element})
+        stored = sorted(
+            {f"{part.element.kind.value} {np.dtype(part.element.dtype)}" for part in array.parts if part.element}
+        )
         text.append(
             f"array        {array.path}: {shape}, {array.kind.value} {np.dtype(array.dtype)}, "
             f"{show_bytes(array.size)} (from {', '.join(stored)})"

@@ -18,7 +18,7 @@ import zarr
 from anndata.io import write_elem
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.concat import annotations
+from prefect_cytotable.tasks.core.concat import merged
 from prefect_cytotable.tasks.core.concat.frames import Inputs, write_frame
 from prefect_cytotable.tasks.core.concat.model import (
     ArrayLayout,
@@ -98,7 +98,9 @@ def _created(output: Path, plan: Plan) -> Iterator[Group]:
         with h5py.File(output, "w") as file:
             yield _encoded(file, "anndata", "0.1.0")
     else:
-        yield _encoded(zarr.open_group(output, mode="w", zarr_format=2 if plan.zarr_format == 2 else 3), "anndata", "0.1.0")
+        yield _encoded(
+            zarr.open_group(output, mode="w", zarr_format=2 if plan.zarr_format == 2 else 3), "anndata", "0.1.0"
+        )
 
 
 def _encoded(node: Any, kind: str, encoding_version: str) -> Any:
@@ -118,13 +120,13 @@ def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any]
         write_elem(root, "raw/varm", {})
         if options.axis == 0:
             write_elem(root, "raw/var", pd.DataFrame(index=joined[RAW].names))
-    annotations.write_other_axis(root, plan, merges, joined[MAIN], inputs)
-    annotations.write_uns(root, plan, merges, inputs)
+    merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
+    merged.write_uns(root, plan, merges, inputs)
     for frame in plan.frames:
         index = "raw/var" if frame.path.startswith("raw/") else options.axis_name
         write_frame(root, frame, index, inputs, options, options.format)
     for other in plan.others:
-        annotations.write_other(root, other.path, plan, joined, inputs)
+        merged.write_other(root, other.path, plan, joined, inputs)
 
 
 def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int) -> ArrayLayout:
@@ -168,7 +170,9 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
     return layout
 
 
-def _empty(group: Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], format: StoreFormat) -> Any:
+def _empty(
+    group: Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], format: StoreFormat
+) -> Any:
     """An array without values. In HDF5 its bytes lie in a row, at a place that it gets now."""
     if format is StoreFormat.ZARR:
         return group.create_array(name, shape=shape, dtype=np.dtype(dtype), chunks=chunks, fill_value=0)
@@ -199,7 +203,8 @@ def _sources(array: ArrayPlan, plan: Plan, folder: Path, number: int) -> tuple[S
     for part, stop in zip(array.parts, stops, strict=True):
         one, element, start = plan.inputs[part.input], part.element, stop - part.extent
         minor = 0 if stacked or array.kind is Kind.DENSE else start
-        file, format, path, shape = one.path, one.format.value, "", (part.extent, part.width)
+        file, format, path = one.path, one.format.value, ""
+        shape: tuple[int, ...] = (part.extent, part.width)
         if element:
             path, shape = element.path, element.shape
             if array.kind is not Kind.DENSE and element.kind is not array.kind:

@@ -7,11 +7,11 @@ descriptor all of them.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Array = NDArray[Any]
 
-BANDS = 2
-"""Bands that are kept: the one being read, and the one before."""
+TALLEST = 4
+"""How many times taller than asked for a band may be, so that it is of whole chunks."""
 
 
 class Rows(Protocol):
@@ -52,7 +52,7 @@ class PlainRows:
         found = np.empty((stop - start, *self.shape[1:]), self.dtype)
         if not found.size:
             return found
-        view, done = memoryview(found.reshape(-1).view(np.uint8)), 0
+        view, done = memoryview(cast(bytes, found.reshape(-1).view(np.uint8))), 0
         while done < len(view):
             count = os.preadv(self._descriptor, [view[done:]], self._offset + start * self._row + done)
             if not count:
@@ -62,7 +62,7 @@ class PlainRows:
 
 
 class ChunkedRows:
-    """Rows of an array of h5py or zarr, read in bands of whole chunks."""
+    """Rows of an array of h5py or zarr, read in bands of whole chunks, of which the last one is kept."""
 
     def __init__(self, array: Any, band_bytes: int) -> None:
         self.shape, self.dtype = tuple(map(int, array.shape)), array.dtype
@@ -70,8 +70,8 @@ class ChunkedRows:
         row = max(int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, 1)
         wanted = max(band_bytes // row, 1)
         chunk = array.chunks[0] if getattr(array, "chunks", None) else wanted
-        self._band = -(-wanted // chunk) * chunk if chunk <= 2 * wanted else wanted
-        self._kept: OrderedDict[int, Array] = OrderedDict()
+        self._band = max(wanted // chunk, 1) * chunk if chunk <= TALLEST * wanted else wanted
+        self._kept: tuple[int, Array] | None = None
 
     def read(self, start: int, stop: int) -> Array:
         """Its rows from `start` to the one before `stop`."""
@@ -87,13 +87,11 @@ class ChunkedRows:
         return found
 
     def _banded(self, number: int) -> Array:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        while len(self._kept) >= BANDS:
-            self._kept.popitem(last=False)
+        if self._kept is not None and self._kept[0] == number:
+            return self._kept[1]
+        self._kept = None  # before the next one is read: one at a time is in memory
         band = np.asarray(self._array[number * self._band : min((number + 1) * self._band, self.shape[0])])
-        self._kept[number] = band
+        self._kept = number, band
         return band
 
 
@@ -148,5 +146,5 @@ def runs(numbers: NDArray[np.int64], gap: int = 1) -> Iterator[slice]:
     steps = np.diff(numbers)
     cuts = np.flatnonzero((steps > gap) | (steps < 0)) + 1
     edges = [0, *cuts.tolist(), len(numbers)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         yield slice(begin, end)

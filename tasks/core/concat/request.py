@@ -95,7 +95,8 @@ def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[Pa
     if isinstance(in_files, Mapping):
         if keys is not None:
             raise ArgumentError("in_files is a mapping, whose keys are the keys; leave keys= out.")
-        given, paths = list(in_files), list(in_files.values())
+        given: list[Scalar] = list(in_files)
+        paths = list(in_files.values())
     else:
         paths = list(in_files)
         given = list(keys) if keys is not None else list(map(str, range(len(paths))))

@@ -17,7 +17,7 @@ BASE = {"local": 190 * MIB, "orchestrated": 330 * MIB}
 WORKER_BASE = {"local": 170 * MIB, "orchestrated": 290 * MIB}
 """Resident bytes of one more process of the process runner."""
 
-LARGEST_BLOCK, SMALLEST_BLOCK = 8 * MIB, MIB // 2
+LARGEST_BLOCK, SMALLEST_BLOCK = 4 * MIB, MIB // 2
 """Bytes of an array that a block takes at a time."""
 
 COPIES = 5
@@ -45,15 +45,24 @@ def block_bytes(options: Options) -> int:
     return max(min(block, 8 * options.max_loaded_elems), 8)
 
 
-def dense_chunks(shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int) -> tuple[int, ...]:
+def dense_chunks(
+    shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int, widest: int = 0
+) -> tuple[int, ...]:
     """The chunks of a dense array in zarr: those of the input where they suit, so that whole chunks meet whole ones.
+
+    Args:
+        shape: Of the array.
+        itemsize: Bytes of a value.
+        known: Chunks of an input.
+        block: Bytes that a block takes at a time.
+        widest: Bytes of the widest row of an input.
 
     >>> dense_chunks((10_000, 5_000), 4, (500, 500), 1 << 23)
     (419, 500)
     >>> dense_chunks((10_000, 50), 8, (), 1 << 23)
     (2621, 50)
     """
-    width = max(int(np.prod(shape[1:], dtype=np.int64)), 1) * itemsize
+    width = max(int(np.prod(shape[1:], dtype=np.int64)) * itemsize, itemsize, widest)
     rows = max(min(block // width, CHUNK // (width if width < SMALLEST_CHUNK else 1) or 1, shape[0]), 1)
     if known:
         rows = max(min(known[0], block // width, shape[0]), 1)
@@ -105,9 +114,7 @@ def fitted(plan: Plan, processes: bool, orchestrated: bool) -> Plan:
     fitting = (budget - base) // max(block + own, 1)
     workers = int(max(min(plan.options.workers, fitting), 1))
     memory = base + max(annotations, workers * (block + own))
-    return replace(
-        plan, annotations=annotations, block=block, workers=workers, memory=memory, disk=_disk(plan)
-    )
+    return replace(plan, annotations=annotations, block=block, workers=workers, memory=memory, disk=_disk(plan))
 
 
 def _block(array: ArrayPlan, block: int) -> int:
@@ -137,7 +144,9 @@ def _annotations(plan: Plan) -> int:
         total += MERGE_COPIES * sum(one.size for one in merged)
     if options.uns_merge:
         total += MERGE_COPIES * sum(one.uns for one in plan.inputs)
-    counts = max((array.shape[0 if array.kind is Kind.CSR else 1] for array in plan.arrays if array.kind.sparse), default=0)
+    counts = max(
+        (array.shape[0 if array.kind is Kind.CSR else 1] for array in plan.arrays if array.kind.sparse), default=0
+    )
     return total + 40 * counts
 
 
@@ -173,5 +182,3 @@ def _cells(element: Element) -> int:
 
 def _stored(elements: tuple[Element, ...]) -> int:
     return sum(one.size for one in elements if one.kind is not Kind.FRAME and one.kind is not Kind.OTHER)
-
-

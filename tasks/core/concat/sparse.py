@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ class _Forward:
         assert self._place == self._stop, (self._place, self._stop)
 
 
-def _blocks(layout: Layout, array: ArrayLayout, sources: SparseSources, first: int, last: int) -> Iterator[tuple[int, int]]:
+def _blocks(
+    layout: Layout, array: ArrayLayout, sources: SparseSources, first: int, last: int
+) -> Iterator[tuple[int, int]]:
     """Ranges of major slices of which none has many entries, counted as they are read."""
     limit = max(layout.block_bytes // ENTRY, 1)
     step = max(limit // 4, 1)
@@ -274,7 +277,7 @@ def _read(counts: Numbers, begins: Numbers, indices: Rows, data: Rows, source: S
     pieces_of_indices, pieces_of_data = [], []
     breaks = np.flatnonzero(begins[1:] != begins[:-1] + lengths[:-1]) + 1
     edges = [0, *breaks.tolist(), len(begins)] if len(begins) else []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         begin, end = int(begins[low]), int(begins[high - 1] + lengths[high - 1])
         if begin < 0 or end > indices.shape[0]:
             raise _damaged(source, "its row starts lead out of its values")
@@ -324,7 +327,9 @@ def _extended(found: Slices, which: Numbers, indices: Numbers, fill: Any, dtype:
     counts[which] = len(indices)
     more = Slices(counts, np.tile(indices, len(which)), np.full(len(indices) * len(which), fill, dtype))
     both = [found.indices.astype(np.int64, copy=False), more.indices]
-    return _woven([found, more], np.concatenate(both), np.concatenate([found.data.astype(dtype, copy=False), more.data]))
+    return _woven(
+        [found, more], np.concatenate(both), np.concatenate([found.data.astype(dtype, copy=False), more.data])
+    )
 
 
 def _sorted(found: Slices, minor: int) -> Slices:
@@ -342,7 +347,9 @@ def _sorted(found: Slices, minor: int) -> Slices:
     return Slices(np.diff(again.indptr).astype(np.int64), again.indices, again.data.view(found.data.dtype))
 
 
-def count_entries(array: ArrayLayout, sources: SparseSources, number: int, entries: int) -> Iterator[tuple[int, Numbers]]:
+def count_entries(
+    array: ArrayLayout, sources: SparseSources, number: int, entries: int
+) -> Iterator[tuple[int, Numbers]]:
     """How many entries a source contributes to each slice of the output: pairs of a first slice and counts.
 
     Args:

@@ -54,7 +54,9 @@ def opened(path: str | Path, format: StoreFormat) -> Iterator[Group]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise BadSourceError(str(path), f"HDF5 cannot open it ({error})", "Is it whole, and not being written?") from error
+        raise BadSourceError(
+            str(path), f"HDF5 cannot open it ({error})", "Is it whole, and not being written?"
+        ) from error
     with file:
         yield file
 
@@ -132,13 +134,11 @@ def _check_shapes(one: Input) -> None:
     for element in one.elements:
         wanted = expected.get(element.path) or expected.get(element.path.rpartition("/")[0])
         if wanted and element.shape and element.shape[: len(wanted)] != wanted:
-            raise BadSourceError(
-                one.path, f"{element.path} has the shape {element.shape} instead of {wanted}", REWRITE
-            )
+            raise BadSourceError(one.path, f"{element.path} has the shape {element.shape} instead of {wanted}", REWRITE)
 
 
 def encoding(node: Any) -> str:
-    """anndata's name for how an element is stored; "" where there is none."""
+    """The name that anndata has for how an element is stored; "" where there is none."""
     return _text(node.attrs.get("encoding-type", ""))
 
 
@@ -186,7 +186,7 @@ def describe(root: Group, name: str, path: str) -> Element:
             return Element(name, Kind.DENSE, shape, node.dtype.str, _bytes(node), _piece(node), chunks)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadSourceError(path, f"{name} is no {how or 'array'} as anndata writes it ({error})", REWRITE) from error
-    return Element(name, Kind.OTHER, size=_in_memory(node))
+    return Element(name, Kind.OTHER, (), size=_in_memory(node))
 
 
 def _sparse(node: Group, name: str, kind: Kind, path: str) -> Element:
@@ -214,7 +214,7 @@ def _frame(node: Group, name: str) -> Element:
 
 
 def _bytes(array: Any) -> int:
-    return int(np.prod(array.shape, dtype=np.int64)) * max(array.dtype.itemsize, 1)
+    return int(np.prod(array.shape, dtype=np.int64)) * max(int(array.dtype.itemsize), 1)
 
 
 def _piece(array: Any) -> int:
@@ -222,15 +222,15 @@ def _piece(array: Any) -> int:
     chunks = getattr(array, "chunks", None)
     if chunks is None:
         return 0
-    return int(np.prod(np.minimum(chunks, np.maximum(array.shape, 1)), dtype=np.int64)) * array.dtype.itemsize
+    return int(np.prod(np.minimum(chunks, np.maximum(array.shape, 1)), dtype=np.int64)) * int(array.dtype.itemsize)
 
 
 def _in_memory(node: Any) -> int:
     """About how many bytes an element takes in memory."""
     if hasattr(node, "shape"):
         count = int(np.prod(node.shape, dtype=np.int64))
-        return count * (node.dtype.itemsize if node.dtype.kind in "biufcV" else TEXT)
-    return sum(_in_memory(node[name]) for name in node)
+        return count * int(node.dtype.itemsize if node.dtype.kind in "biufcV" else TEXT)
+    return sum((_in_memory(node[name]) for name in node), 0)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import zarr
@@ -49,7 +49,7 @@ class PlainTarget:
 
     def write(self, start: int, block: Array) -> None:
         """Write rows at their place."""
-        view = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+        view = memoryview(cast(bytes, np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
         place, done = self._offset + start * self._row, 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done:], place + done)
@@ -70,10 +70,12 @@ class PlainTarget:
 class ZarrTarget:
     """An array of a zarr store."""
 
-    def __init__(self, array: zarr.Array, folder: Path) -> None:
+    def __init__(self, array: Any, folder: Path) -> None:
         self.chunk = int(array.chunks[0])
         self._array, self._folder = array, folder
-        self._columns = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
+        self._columns = [
+            range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)
+        ]
 
     def write(self, start: int, block: Array) -> None:
         """Write whole chunks of rows."""
@@ -97,7 +99,7 @@ class ZarrTarget:
 def opened_targets(layout: Layout, array: ArrayLayout, names: tuple[str, ...]) -> Iterator[tuple[Target, ...]]:
     """Datasets of an array: "" is a dense one itself, "data" and "indices" those of a sparse one."""
     if layout.format is StoreFormat.ZARR:
-        root = zarr.open_group(layout.output, mode="r+", use_consolidated=False)
+        root: Any = zarr.open_group(layout.output, mode="r+", use_consolidated=False)
         paths = [f"{array.path}/{name}".rstrip("/") for name in names]
         yield tuple(ZarrTarget(root[path], Path(layout.output) / path) for path in paths)
         return
@@ -106,8 +108,6 @@ def opened_targets(layout: Layout, array: ArrayLayout, names: tuple[str, ...]) -
     width = int(np.prod(array.shape[1:], dtype=np.int64)) if "" in names else 1
     descriptor = os.open(layout.output, os.O_RDWR)
     try:
-        yield tuple(
-            PlainTarget(descriptor, offsets[name], width * np.dtype(types[name]).itemsize) for name in names
-        )
+        yield tuple(PlainTarget(descriptor, offsets[name], width * np.dtype(types[name]).itemsize) for name in names)
     finally:
         os.close(descriptor)

@@ -15,10 +15,11 @@ import h5py
 
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
-CODECS = frozenset(
-    "blosc zlib gzip zstd lz4 lzma bz2 shuffle bitshuffle delta fixedscaleoffset astype packbits quantize crc32 crc32c "
-    "adler32 fletcher32 pcodec zfpy vlen-utf8 vlen-bytes vlen-array bytes transpose sharding_indexed".split()
-)
+_KNOWN = """
+    blosc zlib gzip zstd lz4 lzma bz2 shuffle bitshuffle delta fixedscaleoffset astype packbits quantize crc32 crc32c
+    adler32 fletcher32 pcodec zfpy vlen-utf8 vlen-bytes vlen-array bytes transpose sharding_indexed
+"""
+CODECS = frozenset(_KNOWN.split())
 """Codecs of zarr that only compute. One that is not here, such as pickle, may run code."""
 
 METADATA = ("zarr.json", ".zarray", ".zmetadata")

@@ -94,7 +94,9 @@ def _from_csc(
         for low in range(0, element.nnz, entries):
             found = rows.read(low, min(low + entries, element.nnz))
             if len(found) and (int(found.min()) < 0 or int(found.max()) >= element.shape[0]):
-                raise BadSourceError(f"{one.path}, {element.path}", "it has an index outside its shape", "Make it anew.")
+                raise BadSourceError(
+                    f"{one.path}, {element.path}", "it has an index outside its shape", "Make it anew."
+                )
             counts += np.bincount(found, minlength=element.shape[0])
         bounds = _bounds(counts, entries)
         kind = np.dtype([("row", "<i8"), ("column", "<i8"), ("value", element.dtype)])
