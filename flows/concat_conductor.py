@@ -24,6 +24,7 @@ from prefect_cytotable.flows.runners import started, uses_processes
 from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import concat_stages as stages
+from prefect_cytotable.tasks.concat_caching import BlockJob
 from prefect_cytotable.tasks.core.concat import pipeline
 from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, Job, JobResult, Layout, Options, Plan
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress, SilentBlocks
@@ -155,7 +156,7 @@ class PrefectCaller:
         again = kept.with_options(refresh_cache=True)
         waiting: deque[tuple[Job, PrefectFuture[dict[str, Any]]]] = deque()
         for job in jobs:
-            task = stages.BlockJob(layout.folder, job.number, layout.key, job.name)
+            task = BlockJob(layout.folder, job.number, layout.key, job.name)
             done = done_before(layout, job) is not None
             waiting.append((job, runner.submit(kept if done else again, {"job": task})))
             if len(waiting) >= WINDOW * max(workers, 1):

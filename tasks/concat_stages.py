@@ -6,17 +6,16 @@ therefore one call of a function of the library, which travels by reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE, CachePolicy
-from prefect.context import TaskRunContext
+from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
+from prefect_cytotable.tasks.concat_caching import BlockJob, ByBlock
 from prefect_cytotable.tasks.core.concat import pipeline
 from prefect_cytotable.tasks.core.concat import plan as planning
 from prefect_cytotable.tasks.core.concat import prepare as preparing
@@ -25,32 +24,6 @@ from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.concat.work import write_job
 from prefect_cytotable.tasks.core.work import ATTEMPTS
 from prefect_cytotable.tasks.stages import failure_may_pass
-
-
-@dataclass(frozen=True)
-class BlockJob:
-    """What a block's task gets: the folder with its layout, which block it is, the layout's key, and a name."""
-
-    folder: str
-    number: int
-    key: str
-    name: str
-
-
-@dataclass
-class ByBlock(CachePolicy):
-    """The key of the layout and the block, and nothing of the run: a later run finds what an earlier one has done."""
-
-    def compute_key(
-        self,
-        task_ctx: TaskRunContext,
-        inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],
-        **kwargs: Any,
-    ) -> str | None:
-        """The key under which a block's record is kept."""
-        job: BlockJob = inputs["job"]
-        return f"{job.key}-{job.number}"
 
 
 @task(task_run_name="look", cache_policy=NO_CACHE, persist_result=False)

@@ -46,7 +46,7 @@ def can_be_written(result: Any, folder: Path) -> bool:
 
 
 # An example writes files, so that looking for a smaller one that fails too would take minutes.
-@settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data(), arguments=asked(), axis=st.sampled_from([0, 1]), elements=st.sampled_from([1, 10, 10**8]))
 def test_the_result_is_that_of_anndata(
     data: st.DataObject, arguments: dict[str, Any], axis: int, elements: int

@@ -281,7 +281,8 @@ class _Draft:
         frames = [pd.DataFrame(columns=[column.name for column in one.columns]) for one in elements if one]
         columns = list(pd.concat(frames, join=self._options.join.value).columns) if frames else []
         for column in columns:
-            _check_column(path, column, [_column(element, column) for element in elements], self._inputs)
+            filled = [element if element and element.shape[0] else None for element in elements]
+            _check_column(path, column, [_column(element, column) for element in filled], self._inputs)
         self.frames.append(FramePlan(path, tuple(columns), tuple(elements), self._options.join, label))
 
 
