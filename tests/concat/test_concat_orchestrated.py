@@ -66,8 +66,8 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for the module, configured for this process."""
+def server_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the module."""
     folder = tmp_path_factory.mktemp("served")
     with socket.socket() as probe:
         probe.bind((server.HOST, 0))
@@ -85,6 +85,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 EventsWorker.drain_all()
         finally:
             server.stop()
+
+
+@pytest.fixture
+def served(server_of_the_module: Served) -> Iterator[Served]:
+    """This process finds the server as our own, by its state file, so that every thread and process does."""
+    with temporary_settings({PREFECT_HOME: server_of_the_module.home}, restore_defaults={PREFECT_API_URL}):
+        yield server_of_the_module
 
 
 @pytest.mark.parametrize("runner", ["concurrent", "process"])
