@@ -134,12 +134,12 @@ class Deadly:
     def advance(self, result):
         self.done += 1
         if self.done == 2: os.kill(os.getpid(), signal.SIGKILL)
-concat(sys.argv[2:], sys.argv[1], join="outer", max_loaded_elems=2000, task_runner="sequential", progress=Deadly())
+concat(sys.argv[2:], sys.argv[1], join="outer", max_loaded_elems=500, task_runner="sequential", progress=Deadly())
 """
 
 
 def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -> None:
-    assert SMALL == 2000
+    assert SMALL == 500
     inputs = made(tmp_path / "in")
     out = tmp_path / "out.h5ad"
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("PREFECT_")}

@@ -41,7 +41,7 @@ from prefect_cytotable.tasks.core.errors import (
 pytestmark = pytest.mark.usefixtures("alone")
 
 SECONDS = 120.0
-SMALL = 2000
+SMALL = 500
 """`max_loaded_elems` that makes many blocks of little data."""
 
 

@@ -83,7 +83,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
         output=str(output),
         format=options.format,
         arrays=tuple(layouts),
-        jobs=tuple(_jobs(layouts)),
+        jobs=tuple(_jobs(layouts, plan.block_bytes)),
         block_bytes=plan.block_bytes,
     )
     with whole(folder / LAYOUT) as temporary:
@@ -234,7 +234,7 @@ def _starts(layout: ArrayLayout, plan: Plan, folder: Path) -> NDArray[np.int64]:
     return np.cumsum(counts)
 
 
-def _jobs(layouts: list[ArrayLayout]) -> Iterator[Job]:
+def _jobs(layouts: list[ArrayLayout], block: int) -> Iterator[Job]:
     """Ranges of the arrays, large ones in several."""
     number = 0
     for place, layout in enumerate(layouts):
@@ -242,7 +242,7 @@ def _jobs(layouts: list[ArrayLayout]) -> Iterator[Job]:
         total = layout.nnz if sparse else layout.shape[0]
         width = 1 if sparse else int(np.prod(layout.shape[1:], dtype=np.int64))
         row = width * np.dtype(layout.dtype).itemsize + (np.dtype(layout.index_dtype).itemsize if sparse else 0)
-        step = job_rows(total, row, layout.chunk)
+        step = job_rows(total, row, layout.chunk, block)
         for start in range(0, total if row else 0, step):
             stop = min(start + step, total)
             of = "values" if sparse else "rows"

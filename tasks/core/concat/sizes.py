@@ -76,21 +76,22 @@ def dense_chunks(
 def sparse_chunk(block: int) -> int:
     """Stored values of a chunk of a sparse array in zarr.
 
-    >>> sparse_chunk(8 << 20)
-    131072
+    >>> sparse_chunk(4 << 20)
+    524288
     """
-    return max(block // 64, 1)
+    return max(block // 8, 1)
 
 
-def job_rows(total: int, row: int, chunk: int) -> int:
+def job_rows(total: int, row: int, chunk: int, block: int) -> int:
     """Rows that one task writes, whole chunks of them.
 
     Args:
         total: Rows of the array.
         row: Bytes of one.
         chunk: Rows of a chunk.
+        block: Bytes that a block takes at a time; a task writes one at least.
     """
-    wanted = min(JOB, -(-total * row // JOBS)) // max(row, 1)
+    wanted = min(JOB, max(-(-total * row // JOBS), block)) // max(row, 1)
     return max(-(-wanted // chunk), 1) * chunk
 
 

@@ -28,7 +28,7 @@ Numbers = NDArray[np.int64]
 
 DATASETS = ("data", "indices", "indptr")
 
-ENTRY = 32
+ENTRY = 16
 """Bytes that a block takes for each entry: data, indices, their copies and places."""
 
 
@@ -52,7 +52,7 @@ class Renaming:
     """
 
     offset: int
-    places: Numbers | None
+    places: Array | None
     lacking: Numbers | None
     every: Numbers | None
 
@@ -87,7 +87,7 @@ def renaming(array: ArrayLayout, source: Source, indexer: Numbers | None) -> Ren
     if indexer is None:
         return Renaming(source.minor, None, None, None)
     own = source.shape[1 if array.kind is Kind.CSR else 0]
-    places = np.full(own, -1, np.int64)
+    places = np.full(own, -1, np.int32 if minor <= np.iinfo(np.int32).max else np.int64)
     there = np.flatnonzero(indexer >= 0)
     places[indexer[there]] = there
     return Renaming(0, places, np.flatnonzero(indexer < 0) if filled else None, None)
@@ -304,7 +304,8 @@ def renamed(found: Slices, names: Renaming) -> Slices:
     if not names.drops:
         return Slices(found.counts, indices, found.data)
     kept = indices >= 0
-    return Slices(kept_counts(kept, found.counts), indices[kept], found.data[kept])
+    there = np.flatnonzero(kept)
+    return Slices(kept_counts(kept, found.counts), indices.take(there), found.data.take(there))
 
 
 def kept_counts(kept: NDArray[np.bool_], counts: Numbers) -> Numbers:

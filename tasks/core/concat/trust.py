@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,18 @@ def zarr_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     inside = root.resolve()
     for folder, folders, names in os.walk(root, followlinks=False):
         folders.sort()
-        for name in sorted([*names, *(one for one in folders if (Path(folder) / one).is_symlink())]):
-            path = Path(folder) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise BadSourceError(str(root), f"{path.relative_to(root)} is a link out of it", "Copy it as a whole.")
+        below = os.path.relpath(folder, root)
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH118, PTH114
+        for name in sorted([*names, *links]):
+            path = f"{folder}/{name}"
+            state = os.lstat(path)
+            if stat.S_ISLNK(state.st_mode):
+                if not Path(path).resolve().is_relative_to(inside):
+                    raise BadSourceError(str(root), f"{below}/{name} is a link out of it", "Copy it as a whole.")
+                state = os.stat(path)  # noqa: PTH116 - a store has many files, and pathlib takes its time
             if name in METADATA:
-                _check_metadata(path, root)
-            yield path.relative_to(root).as_posix(), path.stat()
+                _check_metadata(Path(path), root)
+            yield f"{below}/{name}", state
 
 
 def _check_metadata(path: Path, root: Path) -> None:
