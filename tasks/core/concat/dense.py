@@ -31,7 +31,7 @@ class Opened:
 
     def __init__(self, layout: Layout, array: ArrayLayout, names: tuple[str, ...], together: int) -> None:
         self._names, self._folder = names, Path(layout.folder)
-        self._band = max(layout.block_bytes // max(together, 1), SMALLEST_BAND)
+        self._band = max(layout.block_bytes // (max(together, 1) * len(names)), SMALLEST_BAND)
         self._together = together
         self._open: dict[int, tuple[ExitStack, tuple[Rows, ...]]] = {}
         self._indexers: dict[str, NDArray[np.int64]] = {}

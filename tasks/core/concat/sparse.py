@@ -28,7 +28,7 @@ Numbers = NDArray[np.int64]
 
 DATASETS = ("data", "indices", "indptr")
 
-ENTRY = 16
+ENTRY = 20
 """Bytes that a block takes for each entry: data, indices, their copies and places."""
 
 
