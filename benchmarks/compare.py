@@ -3,10 +3,10 @@
     python compare.py sqlite-200 --samples SAMPLES --data DIR [--peer-python peer/bin/python]
     python compare.py smallest --samples SAMPLES --data DIR [--server]
 
-SAMPLES has cellprofiler_sqlite/nf1.sqlite and cellprofiler_csv/ExampleHuman; what a case needs and DIR does
-not have yet is made by generate.py. The rounds are interleaved, so that a busy moment of the machine falls on
-all alike, and no run is left out: the table shows the median, the fastest and the slowest. A run that fails
-is counted and named, but how long it took says nothing about the others.
+SAMPLES has cellprofiler_sqlite/nf1.sqlite, cellprofiler_csv/ExampleHuman and deepprofiler/SQ00014812/A01_5.npz;
+what a case needs and DIR does not have yet is made by generate.py. The rounds are interleaved, so that a busy
+moment of the machine falls on all alike, and no run is left out: the table shows the median, the fastest and the
+slowest. A run that fails is counted and named, but how long it took says nothing about the others.
 
 Values are checked before times are believed. The exit code is 1 if a run failed or an output is wrong.
 """
@@ -29,11 +29,13 @@ from typing import Any
 import generate
 import measure
 import verify
+import verify_npz
 from report import differences, machine, ratios, table
 
 HERE = Path(__file__).resolve().parent
 SQLITE_SAMPLE = Path("cellprofiler_sqlite", "nf1.sqlite")
 CSV_SAMPLE = Path("cellprofiler_csv", "ExampleHuman")
+NPZ_SAMPLE = Path("deepprofiler", "SQ00014812", "A01_5.npz")
 READ_BYTES = 1 << 24
 
 
@@ -47,17 +49,22 @@ class Case:
     @property
     def sample(self) -> Path:
         """What it is made from, below the samples folder."""
-        return SQLITE_SAMPLE if self.kind == "sqlite" else CSV_SAMPLE
+        return {"sqlite": SQLITE_SAMPLE, "npz": NPZ_SAMPLE}.get(self.kind, CSV_SAMPLE)
 
     @property
     def preset(self) -> str:
         """The preset that reads it."""
-        return "cellprofiler_sqlite" if self.kind == "sqlite" else "cellprofiler_csv"
+        return {"sqlite": "cellprofiler_sqlite", "npz": "deepprofiler"}.get(self.kind, "cellprofiler_csv")
 
     @property
     def floor(self) -> str:
         """The script that is its floor."""
-        return "floor_sqlite.py" if self.kind == "sqlite" else "floor_csv.py"
+        return {"sqlite": "floor_sqlite.py", "npz": "floor_npz.py"}.get(self.kind, "floor_csv.py")
+
+    @property
+    def agreement(self) -> Callable[[Path, Path], verify.Agreement]:
+        """What compares two outputs."""
+        return verify_npz.compare if self.kind == "npz" else verify.compare
 
     @property
     def name(self) -> str:
@@ -67,7 +74,7 @@ class Case:
 
 CASES = {
     f"{kind}-{copies}": Case(kind, copies)
-    for kind, sizes in {"sqlite": (20, 200, 1000), "sites": (100, 1000), "plate": (100, 1000)}.items()
+    for kind, sizes in {"sqlite": (20, 200, 1000), "sites": (100, 1000), "plate": (100, 1000), "npz": (40, 400)}.items()
     for copies in sizes
 }
 
@@ -175,7 +182,9 @@ def warm(path: Path) -> None:
                 pass
 
 
-def checks(runs: Sequence[Run], scratch: Path) -> tuple[list[str], bool]:
+def checks(
+    runs: Sequence[Run], scratch: Path, agreement: Callable[[Path, Path], verify.Agreement] = verify.compare
+) -> tuple[list[str], bool]:
     """What the outputs say about each other, and whether all is well."""
     lines, good = [], True
     shapes: dict[str, set[verify.Shape]] = {}
@@ -193,9 +202,9 @@ def checks(runs: Sequence[Run], scratch: Path) -> tuple[list[str], bool]:
     for who, output in (("floor", "parts"), ("CytoTable", "cells.parquet")):
         other = scratch / f"{who}-1" / output
         if ours.exists() and other.exists():
-            agreement = verify.compare(ours, other)
-            good = good and agreement.good
-            lines.append(f"us and {who}: {agreement.line()}")
+            found_there = agreement(ours, other)
+            good = good and found_there.good
+            lines.append(f"us and {who}: {found_there.line()}")
         elif who in shapes:
             good = False
             lines.append(f"us and {who}: NOT COMPARED, for our output is missing")
@@ -227,7 +236,7 @@ def compare_case(asked: argparse.Namespace, scratch: Path) -> tuple[list[str], d
     else:
         notes.append("CytoTable was not run (no --peer-python).")
     runs = rounds(contenders, scratch, asked.timeout)
-    found, good = checks(runs, scratch)
+    found, good = checks(runs, scratch, case.agreement)
     size = generate.size_of(source)
     text = [
         f"### {asked.case}",

@@ -3,6 +3,7 @@
     python generate.py sqlite --from nf1.sqlite --copies 1000 nf1_1000.sqlite
     python generate.py sites --from ExampleHuman --count 1000 sites1000
     python generate.py plate --from ExampleHuman --count 1000 plate1000
+    python generate.py npz --from A01_5.npz --count 400 npz400
 
 A copy is the source with its ImageNumbers shifted behind those of the copy before, and with every measured
 float multiplied by ``1 + r * 1e-6``, where r is a whole number in -999..999. Without that jitter a column of
@@ -14,7 +15,8 @@ table, the row, the column and a fixed seed. 1999 is prime, so up to 1,999 copie
 0 is the source as it is; and the same call gives the same data on each machine.
 
 Integers, text and nulls stay as they are, and so do all columns that count or point at objects (a name with
-Number, Parent, Children or Count).
+Number, Parent, Children or Count). An archive has no ImageNumber; each copy is another site of a plate instead,
+nine to a well, which its file name and its metadata tell.
 
 The output takes its name only when it is whole. Beside it a small JSON file, OUT.recipe.json, says how it was
 made: an output of the same recipe is not made again, and ``--force`` replaces nothing that has no recipe.
@@ -26,6 +28,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -217,12 +220,57 @@ def repeat_plate(source: Path, out: Path, count: int) -> None:
         write_csv(out / f"{name}.csv", found, range(count), shift)
 
 
+# --- NPZ -------------------------------------------------------------------------------------------------
+
+CELLS = 150  # of an archive, at most
+SITES, WELL_COLUMNS = 9, 24  # of a well, and of a plate with 384 wells
+
+
+def site_of(number: int) -> tuple[int, int, int]:
+    """(row, column, site) of a copy, all counted from 1."""
+    well, site = divmod(number, SITES)
+    row, column = divmod(well, WELL_COLUMNS)
+    return row + 1, column + 1, site + 1
+
+
+def site_metadata(metadata: dict[str, Any], row: int, column: int, site: int) -> dict[str, Any]:
+    """The metadata of another site: its well, its site, and the names of its images (r01c01f05p01...)."""
+    place = f"r{row:02d}c{column:02d}f{site:02d}"
+    renamed = {
+        key: re.sub(r"r\d\dc\d\df\d\d", place, value) if isinstance(value, str) else value
+        for key, value in metadata.items()
+    }
+    return renamed | {"Metadata_Well": f"{chr(64 + row)}{column:02d}", "Metadata_Site": site}
+
+
+def repeat_npz(source: Path, out: Path, count: int) -> None:
+    """Write `count` archives into the folder of their plate, packed as DeepProfiler packs them.
+
+    The sample's metadata are unpickled, as NumPy does it: take it from somebody you trust.
+    """
+    with np.load(source, allow_pickle=True) as sample:
+        features, locations = sample["features"][:CELLS], sample["locations"][:CELLS]
+        metadata = sample["metadata"].item()
+    folder = out / str(metadata["Metadata_Plate"])
+    folder.mkdir(parents=True)
+    by_features, by_locations = steps("features", *features.shape), steps("locations", *locations.shape)
+    for number in range(count):
+        row, column, site = site_of(number)
+        np.savez_compressed(
+            folder / f"{chr(64 + row)}{column:02d}_{site}.npz",
+            features=(features * factors(by_features, number)).astype(features.dtype),
+            metadata=np.array(site_metadata(metadata, row, column, site), dtype=object),
+            locations=(locations * factors(by_locations, number)).astype(locations.dtype),
+        )
+
+
 # --- the command -----------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[Path, Path, int], None]] = {
     "sqlite": repeat_sqlite,
     "sites": repeat_sites,
     "plate": repeat_plate,
+    "npz": repeat_npz,
 }
 
 
@@ -308,6 +356,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("sqlite", "--copies", "one SQLite file, its tables repeated"),
         ("sites", "--count", "site folders with a CSV file per table"),
         ("plate", "--count", "one folder with a CSV file per table"),
+        ("npz", "--count", "one NPZ archive a site"),
     ):
         one = kinds.add_parser(kind, help=what, description=what)
         one.add_argument("--from", dest="source", type=Path, required=True, help="the small one")

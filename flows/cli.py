@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, presets, demo, server, concat.
+"""The command line, ``prefect-cytotable``: convert, plan, fetch, concat, presets, demo, server, profile, memory.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows.cli_concat import add_concat
+from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -23,6 +23,7 @@ from prefect_cytotable.tasks.core.errors import (
     UnknownArgumentError,
     nearest,
 )
+from prefect_cytotable.tasks.core.model import Format
 from prefect_cytotable.tasks.core.pipeline import plan_lines
 from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
 from prefect_cytotable.tasks.core.progress import Lines, Silent
@@ -104,7 +105,7 @@ def _parser() -> _Parser:
         return one
 
     one = command("convert", "Convert measurements to one single-cell table.", _convert)
-    one.add_argument("source", help="a folder that is searched for tables, or one file")
+    one.add_argument("source", help="a folder that is searched for tables, or one file; a path or a URL")
     one.add_argument("destination", help="the file to write (a folder with --no-join or --no-concat)")
     _add_conversion_options(one)
     one.add_argument("--overwrite", action="store_true", help="replace the destination once the new one is whole")
@@ -114,6 +115,8 @@ def _parser() -> _Parser:
     one.add_argument("source", help="as for convert")
     one.add_argument("destination", nargs="?", default="converted.parquet", help="as for convert")
     _add_conversion_options(one)
+
+    cli_fetch.add_command(command)
 
     one = command("presets", "List the presets, or show one as TOML to copy and change.", _presets)
     one.add_argument("name", nargs="?", help="the preset to show")
@@ -125,7 +128,8 @@ def _parser() -> _Parser:
     one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
 
-    add_concat(command)
+    cli_concat.add_command(command)
+    cli_profile.add_commands(command, parser)
     return parser
 
 
@@ -157,7 +161,15 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the parts, so that a later run converts only what changed",
     )
-    add("--source-datatype", choices=["csv", "sqlite"], help="where it is not the preset's")
+    add("--source-datatype", choices=[one.value for one in Format], help="where it is not the preset's")
+    add(
+        "--storage-option",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        dest="storage_options",
+        help="how object storage is reached, for example profile=lab or no_sign_request=true",
+    )
     add("--compartments", nargs="+", metavar="NAME", help="instead of the preset's")
     add("--metadata", nargs="+", metavar="NAME", help="image tables, instead of the preset's")
     add("--identifying-columns", nargs="+", metavar="COLUMN", help="instead of the preset's")
@@ -228,7 +240,7 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     arguments = {name: getattr(given, name) for name in names}
     arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset
-    for name in ("relations", "page_keys", "data_type_cast_map"):
+    for name in ("relations", "page_keys", "data_type_cast_map", "storage_options"):
         arguments[name] = _pairs(name, getattr(given, name))
     columns = given.image_columns
     arguments["image_columns"] = columns[0] if len(columns) == 1 and "*" not in columns[0] else columns

@@ -14,7 +14,7 @@ from prefect_cytotable.tasks.core.concat.request import MAX_LOADED_ELEMS
 from prefect_cytotable.tasks.core.errors import ArgumentError
 
 
-def add_concat(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
+def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
     """Add the command to a command line.
 
     Args:

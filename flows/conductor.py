@@ -8,11 +8,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
 from prefect import get_run_logger
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
@@ -20,15 +20,16 @@ from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows.connection import without_password
-from prefect_cytotable.flows.runners import started, uses_processes
-from prefect_cytotable.flows.running import checked_runner
+from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
+from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
-from prefect_cytotable.tasks.caching import ChunkJob
+from prefect_cytotable.tasks.caching import ChunkJob, results_of
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
+from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import (
     Chunk,
     ChunkResult,
@@ -41,10 +42,12 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
+from prefect_cytotable.tasks.core.places import is_remote
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.request import make_options
 from prefect_cytotable.tasks.core.returned import Returned, returned
-from prefect_cytotable.tasks.core.store import Store
+from prefect_cytotable.tasks.core.store import store_of
+from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache
 
 T = TypeVar("T")
 
@@ -91,10 +94,13 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     call = _call.get() or Call(task_runner, Silent())
     if address := _page():
         call.progress.say(f"Flow run: {address}")
-    options = make_options(**arguments)
-    runner = call.task_runner if task_runner == GIVEN else task_runner
-    report = pipeline.run(options, PrefectCaller(checked_runner(runner), call.progress))
-    call.answer = returned(report, options)
+    profile = arguments.pop("profile")
+    runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
+    options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
+    with profiled_if(profile, "convert", call.progress.say):
+        note_flow_run(str(flow_run.id))
+        report = pipeline.run(options, PrefectCaller(runner, call.progress))
+        call.answer = returned(report, options)
     return call.answer
 
 
@@ -117,6 +123,7 @@ class PrefectCaller:
         self._progress = progress
         self._logger = get_run_logger()
         self.processes = uses_processes(runner)
+        self.sequential = runner == Runner.SEQUENTIAL
 
     def gather(self, options: Options) -> Gathered:
         """Stage 1."""
@@ -136,7 +143,7 @@ class PrefectCaller:
         """Stage 3."""
         return stages.plan(_opaque(inspected), _opaque(options))
 
-    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+    def convert(self, plan: Plan, place: PlanPlace) -> list[ChunkResult]:
         """Stage 4: a task for each chunk, on the runner."""
         self._logger.info("%d chunk(s), about %d rows, %d at a time", len(plan.chunks), plan.rows, plan.workers)
         self._progress.start(len(plan.chunks), plan.rows)
@@ -144,7 +151,7 @@ class PrefectCaller:
         try:
             for attempt in range(1, POOL_ATTEMPTS + 1):
                 try:
-                    self._extend(results, plan, str(plan_path))
+                    self._extend(results, plan, place)
                     break
                 except BrokenProcessPool as error:
                     if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
@@ -154,10 +161,10 @@ class PrefectCaller:
             self._progress.finish()
         return results
 
-    def _extend(self, results: list[ChunkResult], plan: Plan, plan_path: str) -> None:
+    def _extend(self, results: list[ChunkResult], plan: Plan, place: PlanPlace) -> None:
         """Convert the chunks that have no result yet."""
         with self._started(plan.workers) as runner:
-            for result in self._results(plan, plan.chunks[len(results) :], plan_path, runner):
+            for result in self._results(plan, plan.chunks[len(results) :], place, runner):
                 results.append(result)
                 self._progress.advance(result)
 
@@ -165,19 +172,22 @@ class PrefectCaller:
         return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
 
     def _results(
-        self, plan: Plan, chunks: Sequence[Chunk], plan_path: str, runner: TaskRunner[Any]
+        self, plan: Plan, chunks: Sequence[Chunk], place: PlanPlace, runner: TaskRunner[Any]
     ) -> Iterator[ChunkResult]:
         """Results in the order of the chunks; after a failure nothing new is submitted.
 
         A kept result counts only while its parts are whole: any other chunk is converted again.
         """
-        store = Store(Path(plan.options.work_dir))
-        kept = stages.convert_chunk.with_options(result_storage=store.results)
-        again = kept.with_options(refresh_cache=True)
+        store = store_of(plan.options)
+        if (results := results_of(store)) is not None:
+            kept = stages.convert_chunk.with_options(result_storage=results)
+            again = kept.with_options(refresh_cache=True)
+        else:
+            kept = again = stages.convert_chunk.with_options(persist_result=False, cache_policy=NO_CACHE)
         waiting: deque[tuple[Chunk, PrefectFuture[dict[str, Any]]]] = deque()
         for chunk in chunks:
-            job = ChunkJob(plan_path, chunk.number, chunk.key, chunk.name)
-            done = store.load(chunk.key) is not None
+            job = ChunkJob(place, chunk.number, chunk.key, chunk.name)
+            done = results is not None and store.load(chunk.key) is not None
             waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
             if len(waiting) >= WINDOW * max(plan.workers, 1):
                 yield _result(*waiting.popleft())
@@ -191,6 +201,13 @@ class PrefectCaller:
     def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
         """Stage 6."""
         return stages.report(_opaque(plan), _opaque(results))
+
+    def clear_cache(self, gathered: Gathered, options: Options) -> None:
+        """Remove the copies of remote sources from this machine, and from those of a Dask cluster."""
+        clear_cache(gathered, options)
+        if is_remote(gathered.root) and may_be_elsewhere(self._runner):
+            with self._started(1) as runner:
+                clear_on_workers(runner, gathered, options)
 
     def publish(self, report: Report) -> None:
         """Tell the report in the log, and show its table as an artifact."""

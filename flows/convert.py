@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows import running
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.request import named_arguments
@@ -47,6 +48,8 @@ def convert(
     keep_chunks: bool = False,
     relations: Mapping[str, str] | None = None,
     workers: int | None = None,
+    storage_options: Mapping[str, object] | None = None,
+    profile: str | Path | Profiling | None = None,
     progress: Progress | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table, or to one table for each compartment.
@@ -55,10 +58,11 @@ def convert(
     another flow) this is a Prefect flow run; otherwise the same stages run in this process.
 
     Args:
-        source_path: A folder that is searched for tables, or one file.
-        dest_path: The file to write; a folder with ``join=False`` or ``concat=False``.
+        source_path: A folder that is searched for tables, or one file; a local path or a URL (``s3://``, ``gs://``,
+            ``az://``).
+        dest_path: The file to write, local or a URL; a folder with ``join=False`` or ``concat=False``.
         dest_datatype: "parquet".
-        source_datatype: "csv" or "sqlite", where it is not the preset's.
+        source_datatype: "csv", "sqlite", "npz", "parquet" or "duckdb", where it is not the preset's.
         metadata: Image tables, instead of the preset's.
         compartments: Compartments, instead of the preset's; each must be there.
         identifying_columns: Columns that identify a row, instead of the preset's.
@@ -79,7 +83,8 @@ def convert(
             Prefect TaskRunner.
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         work_dir: Where parts lie until the output is whole, in a folder of their own for each destination; by default
-            a hidden folder next to the destination.
+            a hidden folder next to the destination, and of a remote one the cache folder of this machine, unless a
+            Dask cluster at an address converts the chunks.
         overwrite: Whether a destination that is there is replaced, once the new one is whole.
         unmatched: What happens to an object without its parents: "drop", "keep" (with nulls) or "error".
         on_bad_source: What happens to a source that cannot be read: "skip" or "error". Either way it is reported.
@@ -89,6 +94,10 @@ def convert(
         relations: Which column names which parent, such as {"Cytoplasm.Parent_Cells": "Cells"}, instead of the
             preset's.
         workers: Chunks under way at once; by default as many as there are processors, and memory for.
+        storage_options: How object storage is reached, such as {"no_sign_request": True}, {"profile": "lab"},
+            {"endpoint_url": "https://minio.example.org"} or {"local_cache_dir": "/scratch"}. Never a secret: those
+            come from the environment of each machine.
+        profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -7,8 +7,8 @@ Prefect ships a flow to processes and Dask by value, with copies of this module'
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, runtime
@@ -17,6 +17,7 @@ from prefect.task_runners import TaskRunner
 from prefect_cytotable.flows import conductor
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.returned import Returned
 
@@ -49,10 +50,14 @@ def convert(
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, value in arguments.items():
-        if isinstance(value, os.PathLike):
+        if isinstance(value, Profiling):
+            plain[name] = asdict(value)
+        elif isinstance(value, os.PathLike):
             plain[name] = os.fspath(value)
+        elif isinstance(value, Mapping):
+            plain[name] = dict(value)
         elif isinstance(value, Sequence) and not isinstance(value, str):
             plain[name] = list(value)
         else:
@@ -63,7 +68,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run_name() -> str:
     """A name such as "plate1 with cellprofiler_sqlite", so that a list of runs tells which is which."""
     parameters = runtime.flow_run.parameters
-    source = Path(str(parameters.get("source_path", ""))).name
+    source = str(parameters.get("source_path", "")).rstrip("/").rpartition("/")[2]
     return f"{source} with {parameters.get('preset') or 'no preset'}"
 
 
@@ -97,6 +102,8 @@ def convert_flow(
     keep_chunks: bool = False,
     relations: dict[str, str] | None = None,
     workers: int | None = None,
+    storage_options: dict[str, str | bool] | None = None,
+    profile: str | dict[str, Any] | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from prefect_cytotable.flows.running import DASK
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
+from prefect_cytotable.tasks.core.memory.tracking import current
+from prefect_cytotable.tasks.core.model import Gathered, Options
 from prefect_cytotable.tasks.core.processes import end_with_run
+from prefect_cytotable.tasks.core.work import clear_cache
 
 if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner
@@ -50,6 +53,10 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
                     f"The Dask scheduler {name} does not answer: {error}. Start it, correct task_runner, or let "
                     f'task_runner="dask" start one on this machine.'
                 ) from error
+            if current() is not None and name != DASK:
+                from prefect_cytotable.flows.profile_dask import tracked  # only where the run is profiled
+
+                stack.enter_context(tracked(dask.client))
             yield dask
 
 
@@ -90,3 +97,16 @@ def uses_processes(runner: str | TaskRunner[Any]) -> bool:
     if isinstance(runner, str):
         return runner not in (Runner.SEQUENTIAL, Runner.CONCURRENT)
     return not isinstance(runner, ThreadPoolTaskRunner)
+
+
+def may_be_elsewhere(runner: str | TaskRunner[Any]) -> bool:
+    """Whether chunks may be converted on machines that share no disk with this one."""
+    if isinstance(runner, str):
+        return "://" in runner
+    return not isinstance(runner, ThreadPoolTaskRunner | ProcessPoolTaskRunner)
+
+
+def clear_on_workers(runner: TaskRunner[Any], gathered: Gathered, options: Options) -> None:
+    """Remove the copies of remote sources from the machines of a Dask cluster; of another kind nothing is known."""
+    if hasattr(runner, "client"):
+        cast("DaskTaskRunner", runner).client.run(clear_cache, gathered, options)

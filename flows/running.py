@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows.connection import Connection, Origin, configured_api_url
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
 from prefect_cytotable.tasks.core.local import LocalCaller, Runner
+from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.request import make_options
@@ -19,6 +22,9 @@ from prefect_cytotable.tasks.core.returned import Returned, returned
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
+
+Profile = str | Path | Profiling | Mapping[str, Any]
+"""What ``profile=`` can be."""
 
 DASK = "dask"
 HOW_TO_SERVE = "No Prefect server: running here. `prefect-cytotable server start` shows runs in the UI."
@@ -40,6 +46,7 @@ def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progr
     """Run `prefect_cytotable.flows.convert` with its arguments, locally or as a flow run."""
     heard = progress or Silent()
     runner = checked_runner(task_runner)
+    profile = arguments.pop("profile")
     options = make_options(**arguments)
     where, connection = orchestration(runner)
     if where is not Orchestration.NONE:
@@ -47,18 +54,32 @@ def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progr
 
         if where is Orchestration.EPHEMERAL:
             heard.say(EPHEMERAL)
-        answer: Returned = orchestrated.convert(arguments, runner, heard, connection)
+        answer: Returned = orchestrated.convert(arguments | {"profile": profile}, runner, heard, connection)
         return answer
     heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
-    report = pipeline.run(options, LocalCaller(Runner(runner), heard))
+    with profiled_if(profile, "convert", heard.say):
+        report = pipeline.run(options, LocalCaller(Runner(runner), heard))
     return returned(report, options)
+
+
+@contextmanager
+def profiled_if(profile: Profile | None, command: str, say: Callable[[str], None]) -> Iterator[None]:
+    """The block, its memory profiled where ``profile=`` asks for that."""
+    if profile is None:
+        yield
+        return
+    from prefect_cytotable.flows.profile import profiled  # only where it is wanted
+
+    with profiled(profile, command, say):
+        yield
 
 
 def plan(arguments: dict[str, Any]) -> Plan:
     """The plan for the arguments of `prefect_cytotable.flows.convert`."""
     runner = checked_runner(arguments.pop("task_runner"))
-    arguments.pop("progress")
+    for name in ("progress", "profile"):
+        arguments.pop(name)
     options = make_options(**arguments)
     local = Runner(runner) if isinstance(runner, str) and runner in list(Runner) else Runner.PROCESS
     return pipeline.draft(options, LocalCaller(local, Silent()))
@@ -93,7 +114,7 @@ def orchestration(runner: str | TaskRunner[Any]) -> tuple[Orchestration, Connect
 
     A server, where one is configured or runs; the flow that this call is part of, which has its connection already.
     """
-    if _inside_flow():
+    if inside_flow():
         return Orchestration.SERVER, None
     connection = _connection()
     if connection is not None:
@@ -117,7 +138,7 @@ def _connection() -> Connection | None:
     return configured
 
 
-def _inside_flow() -> bool:
+def inside_flow() -> bool:
     """Whether this call is made by a flow or task; without Prefect imported it cannot be."""
     if "prefect.context" not in sys.modules:
         return False

@@ -6,8 +6,8 @@ therefore one call of a function of the library, which travels by reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
 
 import msgspec
 from prefect import Task, task
@@ -38,6 +38,15 @@ ARTIFACT_ROWS = 500
 """Datasets that the table of rows lists in the UI; the Parquet file's metadata has them all."""
 
 
+class _Patience(TypedDict):
+    """How often, and after which failures, a task is tried again."""
+
+    retries: int
+    retry_delay_seconds: Callable[[int], list[float]]
+    retry_jitter_factor: float
+    retry_condition_fn: Callable[[Task[..., Any], TaskRun, State[Any]], bool]
+
+
 def failure_may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether Prefect should try a chunk again: for locks and faults of a disk, never for bad data."""
     try:
@@ -47,13 +56,21 @@ def failure_may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) ->
     return False
 
 
-@task(task_run_name="gather", cache_policy=NO_CACHE, persist_result=False)
+PATIENT: _Patience = {
+    "retries": ATTEMPTS - 1,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": failure_may_pass,
+}
+
+
+@task(task_run_name="gather", cache_policy=NO_CACHE, persist_result=False, **PATIENT)
 def gather(options: Options) -> Gathered:
     """Stage 1: the datasets at the source path."""
     return gathering.gather(options)
 
 
-@task(task_run_name="inspect", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="inspect", cache_policy=NO_CACHE, persist_result=False, **PATIENT)
 def inspect(
     gathered: Gathered,
     options: Options,
@@ -64,7 +81,7 @@ def inspect(
     return inspection.inspect(gathered, options, widened, bad)
 
 
-@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False, **PATIENT)
 def plan(inspected: Inspected, options: Options) -> Plan:
     """Stage 3: the chunks."""
     return planning.plan(inspected, options)
@@ -75,14 +92,11 @@ def plan(inspected: Inspected, options: Options) -> Plan:
     cache_policy=ByChunkKey(),
     persist_result=True,
     result_serializer="json",
-    retries=ATTEMPTS - 1,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=failure_may_pass,
+    **PATIENT,
 )
 def convert_chunk(job: ChunkJob) -> dict[str, Any]:
     """Stage 4: one chunk. Gives its record (`ChunkResult`) as plain values."""
-    result: dict[str, Any] = msgspec.to_builtins(convert_job(job.plan_path, job.number))
+    result: dict[str, Any] = msgspec.to_builtins(convert_job(job.place, job.number))
     return result
 
 

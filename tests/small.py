@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import random
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -74,6 +75,75 @@ def write_sqlite(path: Path, content: Tables, index: bool = True) -> Path:
     return path
 
 
+Layout = Mapping[object, Mapping[int, int]]
+"""How many objects each image of each dataset has, by TableNumber and ImageNumber."""
+
+
+def numbered_tables(layout: Layout) -> Tables:
+    """What cytominer-database collects from many exports into one file: each table has the rows of all datasets.
+
+    A value tells its dataset's position, its image and its object. Nuclei are numbered against the order of the cells.
+    """
+    keys = [
+        (position, number, image, count)
+        for position, (number, images) in enumerate(layout.items(), start=1)
+        for image, count in images.items()
+    ]
+    content: Tables = {
+        "Image": (
+            ["TableNumber", "ImageNumber", "Image_Metadata_Plate", "Image_Metadata_Well", "Image_FileName_DNA"],
+            [(number, image, f"P{at}", f"W{at}-{image}", f"{at}-{image}.tif") for at, number, image, _ in keys],
+        )
+    }
+    for name, lead, parents in (("Nuclei", 1, ()), ("Cells", 2, ("Nuclei",)), ("Cytoplasm", 3, ("Cells", "Nuclei"))):
+        header = ["TableNumber", "ImageNumber", "ObjectNumber", f"{name}_AreaShape_Area"]
+        content[name] = (
+            [*header, *(f"{name}_Parent_{parent}" for parent in parents)],
+            [
+                (
+                    *(number, image, one, lead * 65_536 + at * 1024 + image + one / 1024),
+                    *(one if parent == "Cells" else count + 1 - one for parent in parents),
+                )
+                for at, number, image, count in keys
+                for one in range(1, count + 1)
+            ],
+        )
+    return content
+
+
+def scattered(content: Tables, seed: int = 1) -> Tables:
+    """The same rows of each table in another order."""
+    shuffled = random.Random(seed)
+    return {name: (header, shuffled.sample(rows, len(rows))) for name, (header, rows) in content.items()}
+
+
+def write_numbered(
+    path: Path, content: Tables, number_types: Mapping[str, str] | None = None, index: str = "whole"
+) -> Path:
+    """As cytominer-database does, which makes a key of nothing.
+
+    Args:
+        path: Of the file.
+        content: Its tables.
+        number_types: The declared type of TableNumber by table, where it is not TEXT.
+        index: Over "whole" keys, over the "number" of the dataset alone, or "none".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for name, (header, rows) in content.items():
+            types = {one: "TEXT" if "Metadata" in one or "FileName" in one else "FLOAT" for one in header}
+            types |= {one: "BIGINT" for one in header if "Parent" in one or one in ("ImageNumber", "ObjectNumber")}
+            types |= {"TableNumber": (number_types or {}).get(name, "TEXT")}
+            columns = ", ".join(f'"{one}" {types[one]}' for one in header)
+            connection.execute(f'CREATE TABLE "{name}" ({columns})')
+            connection.executemany(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(header))})', rows)
+            key = [one for one in header if one in ("TableNumber", "ImageNumber", "ObjectNumber")]
+            if index != "none":
+                indexed = ", ".join(key if index == "whole" else key[:1])
+                connection.execute(f'CREATE INDEX "ix_{name}" ON "{name}" ({indexed})')
+    return path
+
+
 def _database_name(table: str, column: str) -> str:
     if column == "ImageNumber":
         return column
@@ -90,7 +160,7 @@ def options(source: Path, **arguments: Any) -> Options:
     """Options with the defaults of `convert`."""
     given = {"source_path": source, "dest_path": source.parent / "out.parquet", **arguments}
     parameters = inspect.signature(convert).parameters
-    names = [name for name in parameters if name not in ("task_runner", "progress")]
+    names = [name for name in inspect.signature(make_options).parameters if name in parameters]
     return make_options(**{name: given.get(name, parameters[name].default) for name in names})
 
 

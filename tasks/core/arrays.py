@@ -6,6 +6,7 @@ second; a conversion needs no pandas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,15 @@ def from_numpy(values: NDArray[Any]) -> pa.Array:
     """An int32 or int64 NumPy array, of one dimension, as an Arrow array without nulls."""
     values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def from_texts(values: Sequence[str]) -> pa.Array:
+    """Texts as an Arrow array without nulls."""
+    encoded = [value.encode() for value in values]
+    offsets = np.zeros(len(encoded) + 1, np.int32)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
 
 def to_numpy(array: pa.Array) -> NDArray[Any]:
@@ -56,6 +66,7 @@ def missing(type_: pa.DataType) -> pa.Scalar:
     return pa.nulls(1, type_)[0]
 
 
-_TOO_LARGE = number(2**53).cast(pa.float64())
+# Without a cast, which would allocate: the import of a module must not wake a memory pool that nobody may need.
+_TOO_LARGE = pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(np.array([2.0**53]))])[0]
 EMPTY_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.zeros(2, np.int32)), pa.py_buffer(b"")])[0]
 """The text of length zero, as a scalar."""

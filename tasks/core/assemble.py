@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_cytotable.tasks.core import query as queries
-from prefect_cytotable.tasks.core.arrays import from_numpy, one_piece, to_numpy
+from prefect_cytotable.tasks.core.arrays import from_numpy, from_texts, one_piece, to_numpy
 from prefect_cytotable.tasks.core.errors import CastError
 from prefect_cytotable.tasks.core.layout import DATASET
 from prefect_cytotable.tasks.core.load import Findings, Loaded
@@ -51,6 +51,8 @@ def take(
 def table_numbers(plan: Plan, chunk: Chunk, dataset: pa.Array) -> pa.Array:
     """The TableNumber of each row, from its dataset's position in the chunk."""
     numbers = [plan.datasets[slice_.dataset].table_number for slice_ in chunk.slices]
+    if any(isinstance(number, str) for number in numbers):
+        return from_texts([str(number) for number in numbers]).take(dataset)
     return from_numpy(np.array(numbers, np.int64)).take(dataset)
 
 
@@ -100,7 +102,9 @@ def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Ta
     if not plan.options.drop_null or not table.num_rows:
         return table, Counter()
     keep = None
-    for column in table.columns:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name == TABLE_NUMBER:  # null where there is one archive, which needs no number
+            continue
         present = pc.invert(column.is_null(nan_is_null=True))
         keep = present if keep is None else pc.and_(keep, present)
     dropped = Counter(to_numpy(dataset.filter(pc.invert(keep).combine_chunks())).tolist())

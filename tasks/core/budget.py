@@ -18,6 +18,9 @@ ORCHESTRATED_BASE = 330 * MIB
 WORKER_BASE = {"local": 130 * MIB, "orchestrated": 260 * MIB}
 """Resident bytes of one more process of the process runner."""
 
+DUCKDB_CACHE = 256 * MIB
+"""What DuckDB may hold of a database that it reads, in each process."""
+
 COPIES = 2.6
 """Peak bytes of converting a chunk, over the Arrow bytes of its rows: read, joined copy, encoder."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ from prefect_cytotable.tasks.core.model import (
     Unmatched,
 )
 from prefect_cytotable.tasks.core.sinks.parquet import write_part
-from prefect_cytotable.tasks.core.store import Store, whole
+from prefect_cytotable.tasks.core.store import Store, Stored
 
 Dropped = Counter[tuple[int, Cause]]
 
@@ -59,9 +60,7 @@ def convert_chunk(plan: Plan, chunk: Chunk, store: Store) -> ChunkResult:
     started = time.perf_counter()
     findings = Findings()
     result = (_joined if plan.options.join else _unjoined)(plan, chunk, store, findings)
-    for one in chunk.slices:
-        for source in plan.datasets[one.dataset].sources:
-            check_unchanged(source)
+    check_unchanged(source for one in chunk.slices for source in plan.datasets[one.dataset].sources)
     if findings.amends:
         return ChunkResult(
             chunk.key, chunk.number, widened=tuple(sorted(set(findings.widened))), bad=tuple(findings.bad)
@@ -113,6 +112,11 @@ def _matched(
 ) -> tuple[pa.Table, pa.Array, Dropped]:
     """The joined rows, the dataset of each, and what was dropped."""
     base = plan.inspected.base
+    keys = loaded[base].keys
+    if keys.image is None:
+        straight: dict[str, pa.Array | None] = {base: None}
+        table = assemble.take(plan, chunk, plan.tables[0].columns, loaded, straight, keys.dataset)
+        return table, keys.dataset, Counter()
     steps = steps_from(base, plan.inspected.relations)
     joined = join(
         base,
@@ -156,8 +160,7 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
         table, nulls = assemble.without_nulls(plan, table, dataset)
         rows_in += Counter(to_numpy(loaded.keys.dataset).tolist()) + loaded.keyless
         rows_out += Counter(to_numpy(dataset).tolist()) - nulls
-        unnumbered = Counter(to_numpy(loaded.keys.dataset.filter(loaded.keys.image.is_null())).tolist())
-        for ds, rows in (unnumbered + loaded.keyless).items():
+        for ds, rows in (_unnumbered(loaded) + loaded.keyless).items():
             dropped[ds, Cause.NO_IMAGE_NUMBER] += rows
         for ds, rows in nulls.items():
             dropped[ds, Cause.HAS_NULL] += rows
@@ -167,8 +170,19 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
     return ChunkResult(chunk.key, chunk.number, tuple(parts), accounts, tuple(tables_in))
 
 
+def _unnumbered(loaded: Loaded) -> Counter[int]:
+    """By dataset of the chunk, the rows that were read and have no image number, though rows of their table do."""
+    image = loaded.keys.image
+    return Counter() if image is None else Counter(to_numpy(loaded.keys.dataset.filter(image.is_null())).tolist())
+
+
 def _order(loaded: Loaded, sort: bool) -> pa.Array:
-    """Positions of the rows that have an image number, in the order of (dataset, image, object)."""
+    """Positions of the rows that have an image number, in the order of (dataset, image, object).
+
+    All rows as they lie, where none has a number.
+    """
+    if loaded.keys.image is None:
+        return from_numpy(np.arange(loaded.rows, dtype=np.int64))
     known = to_numpy(pc.indices_nonzero(loaded.keys.image.is_valid())).astype(np.int64)
     if not sort:
         return from_numpy(known)
@@ -185,22 +199,27 @@ def _compare_counts(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded], finding
     if any(one.objects for one in chunk.slices) or IMAGE not in loaded:
         return
     image = loaded[IMAGE]
+    images = _numbers(image)
     for compartment, column in count_columns(plan):
-        found: Counter[tuple[int, int | None]] = Counter(
-            zip(
-                loaded[compartment].keys.dataset.to_pylist(),
-                loaded[compartment].keys.image.to_pylist(),
-                strict=True,
-            )
-        )
+        found = Counter(_numbers(loaded[compartment]))
         counts = key_array(image.columns[column]).to_pylist()
         if compartment in findings.tableless:
             continue
-        keys = zip(image.keys.dataset.to_pylist(), image.keys.image.to_pylist(), counts, strict=True)
-        wrong = sum(count is not None and count != found[ds, number] for ds, number, count in keys)
+        pairs = zip(images, counts, strict=True)
+        wrong = sum(count is not None and count != found[number] for number, count in pairs)
         if wrong:
             finding = f"images with another number of objects than {column} in the image table tells"
             findings.notes[loaded[compartment].schema.label, finding] += wrong
+
+
+def _numbers(loaded: Loaded) -> list[tuple[int, int | None]]:
+    """(dataset, image number) of each row."""
+    images = loaded.keys.image
+    return list(
+        zip(
+            loaded.keys.dataset.to_pylist(), images.to_pylist() if images is not None else [], strict=images is not None
+        )
+    )
 
 
 def _refuse(plan: Plan, chunk: Chunk, dropped: Dropped) -> None:
@@ -240,8 +259,10 @@ def _written(plan: Plan, chunk: Chunk, store: Store, name: str, table: pa.Table)
     if not table.num_rows:
         return ()
     number = [one.name for one in plan.tables].index(name)
-    path = store.parts / f"{chunk.key}-{number}.parquet"
-    with whole(path) as temporary:
-        size, checksum = write_part(table, temporary)
+
+    def write(path: Path) -> Stored:
+        return Stored(*write_part(table, path))
+
+    stored = store.add(f"{chunk.key}-{number}.parquet", write)
     dataset = plan.datasets[chunk.slices[0].dataset].name
-    return (Part(name, str(path), table.num_rows, size, checksum, dataset),)
+    return (Part(name, stored.path, table.num_rows, stored.size, stored.checksum, dataset, stored.mark),)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prefect_cytotable.tasks.core.model import Dataset, Inspected, Options, Region, Schema, Slice, Source, Span
-from prefect_cytotable.tasks.core.sources.base import ImageRows, Index, Keys
+from prefect_cytotable.tasks.core.places import Places
+from prefect_cytotable.tasks.core.sources.base import Cut, ImageRows, Index, Keys
 from prefect_cytotable.tasks.core.sources.registry import reader_of
 
 
@@ -40,7 +41,7 @@ def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) 
     alone = not options.concat and not options.join
     waiting: list[tuple[Slice, int, int]] = []
     for one in sizes:
-        if one.indexes is not None:
+        if one.indexes is not None and not _stays_whole(inspected, options, one, limit):
             if waiting:
                 yield _together(waiting)
                 waiting = []
@@ -53,10 +54,29 @@ def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) 
             yield _together(waiting)
             waiting = []
         present = sources_of(inspected, inspected.gathered.datasets[one.dataset])
-        regions = tuple(Region(schema.compartment) for schema, _ in present)
+        regions = tuple(_whole(schema.compartment, one.indexes) for schema, _ in present)
         waiting.append((Slice(one.dataset, regions), one.rows, one.memory))
     if waiting:
         yield _together(waiting)
+
+
+def _stays_whole(inspected: Inspected, options: Options, sizes: Sizes, limit: int) -> bool:
+    """Whether a dataset stays whole: its rows stay together, or it is a small one of many inside a file."""
+    dataset = inspected.gathered.datasets[sizes.dataset]
+    if all(reader_of(source.format, Places(options.storage)).cut is Cut.NEVER for source in dataset.sources):
+        return True
+    if options.query or not any(source.only for source in dataset.sources):
+        return False
+    return sizes.memory <= limit and (not options.chunk_rows or sizes.rows <= options.chunk_rows)
+
+
+def _whole(compartment: str, indexes: dict[str, Index] | None) -> Region:
+    """All of a source, with what its index tells, where it has one."""
+    index = (indexes or {}).get(compartment)
+    if index is None:
+        return Region(compartment)
+    spans = tuple(span for one in index.images for span in one.spans) + index.keyless_spans
+    return Region(compartment, _condensed(spans), index.rows)
 
 
 def _together(waiting: list[tuple[Slice, int, int]]) -> Draft:
@@ -121,8 +141,8 @@ def _condensed(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     """Spans that follow each other made one."""
     joined: list[Span] = []
     for span in sorted(spans, key=lambda one: one.start):
-        if joined and joined[-1].stop in (span.start, span.start - 1):
-            joined[-1] = Span(joined[-1].start, span.stop)
+        if joined and span.start <= joined[-1].stop + 1:
+            joined[-1] = Span(joined[-1].start, max(joined[-1].stop, span.stop))
         else:
             joined.append(Span(span.start, span.stop))
     return tuple(joined)
@@ -151,7 +171,9 @@ def _objects(
     schema, source = inspected.schema(inspected.base), dataset.source(inspected.base)
     assert schema is not None
     assert source is not None
-    numbers = reader_of(source.format).objects(source, keys_of(schema), image)
+    if not schema.object_number:
+        return
+    numbers = reader_of(source.format, Places(options.storage)).objects(source, keys_of(schema), image)
     rows = by_image[inspected.base][image].rows
     if len(numbers) != rows:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from prefect_cytotable.tasks.core import naming
 from prefect_cytotable.tasks.core.errors import BadSourceError, LayoutError, SourceNotFoundError, nearest
+from prefect_cytotable.tasks.core.grouping import File, Grouped, grouped
 from prefect_cytotable.tasks.core.model import (
     Dataset,
-    Fingerprint,
     Format,
     Gathered,
     OnBadSource,
@@ -21,17 +20,12 @@ from prefect_cytotable.tasks.core.model import (
     Preset,
     Skipped,
     Source,
+    TableNumber,
 )
-from prefect_cytotable.tasks.core.sources import sqlite_file
-from prefect_cytotable.tasks.core.sources.registry import SUFFIXES
+from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
+from prefect_cytotable.tasks.core.sources.registry import SUFFIXES, reader_of, suffix_of
 
-WORK_SUFFIX = ".prefect-cytotable"
-"""Ending of the hidden folders in which runs keep their parts; never searched for sources."""
-
-APPLE_DOUBLE = "._"
-"""Beginning of the files that macOS writes beside each file on a foreign disk; never data."""
-
-CRC_BLOCK = 1 << 20
+_LARGEST = 2**63
 
 
 def gather(options: Options) -> Gathered:
@@ -42,46 +36,34 @@ def gather(options: Options) -> Gathered:
         LayoutError: Two files of a folder claim the same compartment.
         BadSourceError: A source is bad, and `on_bad_source` forbids that.
     """
-    root = Path(options.source)
-    if not root.exists():
-        raise SourceNotFoundError(f"{root}: there is no such file or folder.{_near(root)}")
-    files = sorted(_files(root))
+    root, places = options.source, Places(options.storage)
+    if not is_remote(root) and not Path(root).exists():
+        raise SourceNotFoundError(f"{root}: there is no such file or folder.{_near(Path(root))}")
+    entries = sorted(places.entries(root), key=lambda one: one.path)
     formats = options.formats or (options.preset.format,)
-    found = [file for file in files if any(file.suffix.lower() in SUFFIXES[one] for one in formats)]
-    if not found:
-        raise SourceNotFoundError(_nothing(root, files, formats, options.preset))
-    datasets: list[Dataset] = []
-    skipped: list[Skipped] = []
-    spelled: dict[str, str] = {}
-    if Format.SQLITE in formats:
-        for file in found:
-            if file.suffix.lower() in SUFFIXES[Format.SQLITE]:
-                _add_database(file, root, options, datasets, skipped, spelled)
-    if Format.CSV in formats:
-        _add_folders(
-            [file for file in found if file.suffix.lower() in SUFFIXES[Format.CSV]],
-            root,
-            options,
-            datasets,
-            spelled,
-        )
-    if not datasets:
-        listed = "; ".join(f"{one.where}: {one.cause}" for one in skipped[:3])
+    files = list(_files(entries, root, formats))
+    if not files:
+        raise SourceNotFoundError(_nothing(root, entries, formats, options.preset))
+    found = grouped(files, options, places)
+    for bad in found.skipped:
+        refuse_if_wanted(bad, options)
+    if not found.datasets:
+        listed = "; ".join(f"{one.where}: {one.cause}" for one in found.skipped[:3])
         names = ", ".join(_expected(options.preset))
         raise SourceNotFoundError(
-            f"{root}: {len(found)} file(s) with the right ending, none of them with a table called {names}."
+            f"{root}: {len(files)} file(s) with the right ending, none of them with a table called {names}."
             f"{' ' + listed + '.' if listed else ''} Check preset and compartments."
         )
-    if missing := [key for key in options.required if key not in spelled]:
-        seen = sorted({file.stem for file in found}) if Format.CSV in formats else sorted(spelled)
+    if missing := [key for key in options.required if key not in found.spelled]:
+        seen = sorted({file.stem for file in files}) if Format.CSV in formats else sorted(found.spelled)
         raise LayoutError(f"{root}: there is no table of compartment {missing[0]!r}. {nearest(missing[0], seen)}")
-    used = {source.path for dataset in datasets for source in dataset.sources}
+    used = {source.path for dataset in found.datasets for source in dataset.sources}
     labels = tuple(
-        (key, naming.label_of(key, spelled.get(key, key)))
+        (key, naming.label_of(key, found.spelled.get(key, key)))
         for key in (*options.preset.metadata[:1], *options.preset.compartments)
     )
-    gathered = Gathered(str(root), tuple(datasets), labels, tuple(skipped), len(files) - len(used))
-    return _numbered(gathered, options)
+    datasets = _numbered(found, options, places)
+    return Gathered(root, datasets, labels, tuple(found.skipped), len(entries) - len(used))
 
 
 def refuse_if_wanted(bad: Skipped, options: Options) -> None:
@@ -99,36 +81,33 @@ def _near(path: Path) -> str:
     return f" {hint}" if hint.startswith("Did") else ""
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Every file below `root`, folders that are symlinks included, each folder once."""
-    if root.is_file():
-        yield root
-        return
-    seen = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        identity = (folder.stat().st_dev, folder.stat().st_ino)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda one: one.name):
-                if entry.is_dir():
-                    if not entry.name.endswith(WORK_SUFFIX):
-                        waiting.append(folder / entry.name)
-                elif entry.is_file() and not entry.name.startswith(APPLE_DOUBLE):
-                    yield folder / entry.name
+def _files(entries: list[Entry], root: str, formats: tuple[Format, ...]) -> Iterator[File]:
+    """The files of the formats that may be read, with their places below `root`."""
+    for entry in entries:
+        if (match := suffix_of(entry.path, formats)) is not None:
+            relative = _relative(entry.path, root)
+            folder, _, name = relative.rpartition("/")
+            yield File(entry, match[0], relative, folder, name[: len(name) - len(match[1])])
 
 
-def _nothing(root: Path, files: list[Path], formats: tuple[Format, ...], preset: Preset) -> str:
+def _relative(path: str, root: str) -> str:
+    """A path below `root`, with slashes; the file's name where it is `root` itself."""
+    if path == root:
+        return path.rpartition("/")[2] if is_remote(path) else Path(path).name
+    if is_remote(root):
+        return path.removeprefix(root.rstrip("/") + "/")
+    return Path(path).relative_to(root).as_posix()
+
+
+def _nothing(root: str, entries: list[Entry], formats: tuple[Format, ...], preset: Preset) -> str:
     endings = ", ".join(suffix for one in formats for suffix in SUFFIXES[one])
-    others = sorted({file.suffix.lower() or file.name for file in files})[:6]
+    names = [entry.path.replace("\\", "/").rpartition("/")[2] for entry in entries]
+    others = sorted({Path(name).suffix.lower() or name for name in names})[:6]
     hint = ""
-    for format_, suffixes in SUFFIXES.items():
-        if format_ not in formats and any(file.suffix.lower() in suffixes for file in files):
+    for format_ in SUFFIXES:
+        if format_ not in formats and any(suffix_of(name, (format_,)) for name in names):
             hint = f" There are {format_.upper()} files: choose a preset for them (`prefect-cytotable presets`)."
-    here = f"has {len(files)} file(s) ({', '.join(others)})" if files else "is empty"
+    here = f"has {len(entries)} file(s) ({', '.join(others)})" if entries else "is empty"
     return f"{root} {here}, none that ends with {endings}, which preset {preset.name or 'None'} reads.{hint}"
 
 
@@ -137,101 +116,33 @@ def _expected(preset: Preset) -> list[str]:
     return [preset.table_names[0].format(label=naming.label_of(key, key)) for key in keys]
 
 
-def _compartment(name: str, preset: Preset) -> tuple[str, str] | None:
-    """(key, spelling) of the compartment that a table's name stands for."""
-    for pattern in preset.table_names:
-        before, after = pattern.lower().split("{label}")
-        lower = name.lower()
-        if lower.startswith(before) and lower.endswith(after) and len(lower) > len(before) + len(after):
-            spelling = name[len(before) : len(name) - len(after)]
-            if spelling.lower() in preset.metadata[-1:]:
-                return preset.metadata[0], spelling
-            if spelling.lower() in preset.compartments:
-                return spelling.lower(), spelling
-    return None
-
-
-def _relative(path: Path, root: Path) -> str:
-    if root.is_file() or path == root:
-        return path.name
-    return path.relative_to(root).as_posix()
-
-
-def _add_database(
-    file: Path,
-    root: Path,
-    options: Options,
-    datasets: list[Dataset],
-    skipped: list[Skipped],
-    spelled: dict[str, str],
-) -> None:
-    name = _relative(file, root)
-    try:
-        if file.stat().st_size == 0:
-            raise BadSourceError(str(file), "the file is empty", "Export it again, or take it away.")
-        if not sqlite_file.looks_like(file):
-            raise BadSourceError(str(file), "it is no SQLite database", "Export it again, or take it away.")
-        tables = sqlite_file.tables(file)
-    except BadSourceError as error:
-        bad = Skipped(name, "", error.source, error.cause)
-        refuse_if_wanted(bad, options)
-        skipped.append(bad)
-        return
-    sources: dict[str, Source] = {}
-    mark = sqlite_file.fingerprint(file)
-    for table in tables:
-        match = _compartment(table, options.preset)
-        if match is None or (match[0] in sources and table.lower() == match[0]):
-            continue
-        key, spelling = match
-        spelled.setdefault(key, spelling)
-        sources[key] = Source(key, str(file), Format.SQLITE, mark, table)
-    if sources:
-        datasets.append(Dataset(name, tuple(sources[key] for key in sorted(sources))))
-    else:
-        expected = ", ".join(_expected(options.preset))
-        skipped.append(Skipped(name, "", str(file), f"it has no table called {expected}"))
-
-
-def _add_folders(
-    files: list[Path], root: Path, options: Options, datasets: list[Dataset], spelled: dict[str, str]
-) -> None:
-    folders: dict[Path, dict[str, Source]] = {}
-    for file in files:
-        match = _compartment(file.stem, options.preset)
-        if match is None:
-            continue
-        key, spelling = match
-        sources = folders.setdefault(file.parent, {})
-        if key in sources:
-            raise LayoutError(
-                f"{file.parent}: {Path(sources[key].path).name} and {file.name} are both the table of "
-                f"{key!r}. Take one of them away."
-            )
-        spelled.setdefault(key, spelling)
-        status = file.stat()
-        sources[key] = Source(key, str(file), Format.CSV, Fingerprint(status.st_size, status.st_mtime_ns))
-    top = root if root.is_dir() else root.parent
-    for folder in sorted(folders):
-        name = folder.relative_to(top).as_posix()
-        name = top.name if name == "." and top / top.name not in folders else name
-        datasets.append(Dataset(name, tuple(folders[folder][key] for key in sorted(folders[folder]))))
-
-
-def _numbered(gathered: Gathered, options: Options) -> Gathered:
+def _numbered(found: Grouped, options: Options, places: Places) -> tuple[Dataset, ...]:
     """Datasets with their TableNumber where the output shows it, sorted by it where the output is sorted."""
-    datasets = sorted(gathered.datasets, key=lambda one: one.name)
+    datasets = sorted(found.datasets, key=lambda one: one.name)
     wanted = options.table_number if options.table_number is not None else len(datasets) > 1
-    if wanted:
-        with ThreadPoolExecutor(options.workers) as pool:
-            sums = list(pool.map(lambda one: _checksum(Path(_numbering_source(one, options).path)), datasets))
-        datasets = [
-            replace(dataset, table_number=number)
-            for dataset, number in zip(datasets, _distinct(sums, datasets), strict=True)
-        ]
-        if options.sort_output:
-            datasets.sort(key=lambda one: one.table_number or 0)
-    return replace(gathered, datasets=tuple(datasets))
+    if not wanted:
+        return tuple(replace(dataset, table_number=None) for dataset in datasets)
+
+    def number(dataset: Dataset) -> TableNumber:
+        if dataset.table_number is not None:
+            return dataset.table_number
+        source = _numbering_source(dataset, options)
+        try:
+            return reader_of(source.format, places).checksum(source)
+        except BadSourceError:  # it is left out when its header is read, and there it is reported
+            return zlib.crc32(_bytes(dataset.name))
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        numbers = list(pool.map(number, datasets))
+    distinct = _distinct(_alike(numbers), datasets)
+    datasets = [replace(dataset, table_number=one) for dataset, one in zip(datasets, distinct, strict=True)]
+    if options.sort_output:
+        datasets.sort(key=lambda one: (str(one.table_number) if isinstance(one.table_number, str) else "", _rank(one)))
+    return tuple(datasets)
+
+
+def _rank(dataset: Dataset) -> int:
+    return dataset.table_number if isinstance(dataset.table_number, int) else 0
 
 
 def _numbering_source(dataset: Dataset, options: Options) -> Source:
@@ -241,20 +152,37 @@ def _numbering_source(dataset: Dataset, options: Options) -> Source:
     return dataset.sources[0]
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file's bytes, as cytominer-database numbers its tables."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(CRC_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
+def _alike(numbers: list[TableNumber]) -> list[TableNumber]:
+    """All as whole numbers where each is one, else all as texts: they become one column."""
+    whole = [_whole(number) for number in numbers]
+    known = [number for number in whole if number is not None]
+    return list(known) if len(known) == len(numbers) else [str(number) for number in numbers]
 
 
-def _distinct(sums: list[int], datasets: list[Dataset]) -> Iterator[int]:
-    """The checksums, with the name mixed in where two datasets are alike: each keeps an identity of its own."""
-    taken: set[int] = set()
-    for value, dataset in zip(sums, datasets, strict=True):
-        while value in taken:
-            value = zlib.crc32(dataset.name.encode("utf-8", "surrogateescape"), value)
-        taken.add(value)
-        yield value
+def _whole(number: TableNumber) -> int | None:
+    if isinstance(number, int):
+        return number
+    try:
+        value = int(number)
+    except ValueError:
+        return None
+    return value if str(value) == number and -_LARGEST <= value < _LARGEST else None
+
+
+def _distinct(numbers: list[TableNumber], datasets: list[Dataset]) -> Iterator[TableNumber]:
+    """The numbers, with the name mixed in where two datasets are alike: each keeps an identity of its own."""
+    taken: set[TableNumber] = set()
+    for number, dataset in zip(numbers, datasets, strict=True):
+        name = _bytes(dataset.name)
+        while number in taken:
+            if isinstance(number, int):
+                number = zlib.crc32(name, number & 0xFFFFFFFF)
+            else:
+                number = f"{number}-{zlib.crc32(name):08x}"
+        taken.add(number)
+        yield number
+
+
+def _bytes(name: str) -> bytes:
+    """A name as its file system has it."""
+    return name.encode("utf-8", "surrogateescape")

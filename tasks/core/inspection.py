@@ -24,8 +24,21 @@ from prefect_cytotable.tasks.core.model import (
     Source,
 )
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER, Namer
+from prefect_cytotable.tasks.core.places import Places, is_remote
 from prefect_cytotable.tasks.core.sources.base import Sample
 from prefect_cytotable.tasks.core.sources.registry import reader_of
+
+REMOTE_READS = 16
+"""Headers that are read from an object store at once: each waits for an answer, not for a processor."""
+
+WIDTHS = {
+    ColumnType.BOOL: 1,
+    ColumnType.INT64: 8,
+    ColumnType.FLOAT: 4,
+    ColumnType.DOUBLE: 8,
+    ColumnType.STRING: 8,
+}
+"""The least bytes of a value in Arrow memory."""
 
 SAMPLES = 16
 """Sources of a compartment that are sampled for types, spread over all of them."""
@@ -95,28 +108,34 @@ def _each(sources: list[tuple[Dataset, Source]], action: Callable[[Source], obje
 
 
 def _bad(dataset: Dataset, source: Source, error: BadSourceError, options: Options) -> Skipped:
-    rows = reader_of(source.format).count(source)
-    skipped = Skipped(dataset.name, source.compartment, source.where, error.cause, rows)
+    skipped = Skipped(dataset.name, source.compartment, source.where, error.cause, _count(source, options))
     refuse_if_wanted(skipped, options)
     return skipped
 
 
-def unreadable(gathered: Gathered, error: BadSourceError) -> Skipped | None:
+def _count(source: Source, options: Options) -> int | None:
+    return reader_of(source.format, Places(options.storage)).count(source)
+
+
+def unreadable(gathered: Gathered, error: BadSourceError, options: Options) -> Skipped | None:
     """The gathered source that `error` is about, as one to be skipped; None where it is about none of them."""
     for dataset, source in _sources(gathered):
-        if source.where == error.source:
-            return Skipped(
-                dataset.name, source.compartment, source.where, error.cause, reader_of(source.format).count(source)
-            )
+        if error.source in (source.where, source.path):
+            return Skipped(dataset.name, source.compartment, source.where, error.cause, _count(source, options))
     return None
 
 
 def _headers(gathered: Gathered, options: Options) -> _Headers:
-    sources = list(_sources(gathered))
+    tables: dict[str, tuple[Dataset, Source]] = {}
+    for dataset, source in _sources(gathered):
+        tables.setdefault(source.where, (dataset, source))
+    sources = list(tables.values())
+    places = Places(options.storage)
     columns: dict[str, tuple[str, ...]] = {}
     bad: dict[str, Skipped] = {}
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-    answers = _each(sources, lambda one: reader_of(one.format).columns(one), options.workers)
+    workers = max(options.workers, REMOTE_READS) if is_remote(gathered.root) else options.workers
+    answers = _each(sources, lambda one: reader_of(one.format, places).columns(one), workers)
     for (dataset, source), answer in zip(sources, answers, strict=True):
         if isinstance(answer, BadSourceError):
             bad[source.where] = _bad(dataset, source, answer, options)
@@ -134,7 +153,7 @@ def _samples(
     total = 0
     for key, _ in gathered.labels:
         pairs = [(one, source) for one, source in _sources(gathered) if source.compartment == key]
-        pairs = [pair for pair in pairs if pair[1].where in headers.columns]
+        pairs = list({pair[1].where: pair for pair in pairs if pair[1].where in headers.columns}.values())
         total += len(pairs)
         step = max(len(pairs) / SAMPLES, 1)
         chosen += [pairs[int(position * step)] for position in range(min(SAMPLES, len(pairs)))]
@@ -144,7 +163,7 @@ def _samples(
     samples: dict[str, list[Sample]] = {}
     bad: dict[str, Skipped] = {}
     for (key, _), pairs in alike.items():
-        reader = reader_of(pairs[0][1].format)
+        reader = reader_of(pairs[0][1].format, Places(options.storage))
         measures = key not in options.preset.metadata
         try:
             samples.setdefault(key, []).append(reader.sample([source for _, source in pairs], SAMPLE_BYTES, measures))
@@ -174,6 +193,9 @@ def _key_columns(gathered: Gathered, headers: _Headers, options: Options) -> dic
     preset, given = options.preset, dict(options.object_numbers)
     keys = {}
     for key, label in gathered.labels:
+        if not preset.image_number:
+            keys[key] = ("", given.get(key, ""))
+            continue
         if key in preset.metadata:
             keys[key] = (preset.image_number, "")
             continue
@@ -226,6 +248,7 @@ def _schema(
 ) -> Schema:
     """The union of the columns of a compartment, in the order in which they are first met."""
     sources = [source for _, source in _sources(gathered) if source.compartment == key]
+    sources.sort(key=lambda one: one.path)  # the order of the columns is that of the files, whatever their numbers
     presence: Counter[tuple[str, ...]] = Counter(headers.columns[source.where] for source in sources)
     if len({frozenset(names) for names in presence}) > 1 and not options.common_schema:
         raise LayoutError(_differing(gathered, sources, headers))
@@ -237,18 +260,25 @@ def _schema(
     wider = {column: type_ for compartment, column, type_ in widened if compartment == key}
     image = key in options.preset.metadata
     label = gathered.label(key)
-    namer = Namer(label, frozenset(options.preset.identifying))
+    namer = _kept if options.preset.keep_names else Namer(label, frozenset(options.preset.identifying))
     columns = []
     for name, times in counts.items():
-        default = ColumnType.STRING if image else ColumnType.DOUBLE
+        default = ColumnType.STRING if image or not keys[0] else ColumnType.DOUBLE
         type_ = schemas.widest(sampled.get(name), wider.get(name)) or default
-        if name in keys:
+        if name and name in keys:
             type_ = ColumnType.INT64
         columns.append(Column(name, type_, namer(name), len(sources) - times))
-    _check_names(label, columns)
+    _check_names(f"{gathered.root}: {label}", columns)
     rows = max((one.row_bytes for one in samples), default=8 * len(columns))
     text = max((one.text_bytes for one in samples), default=8 * len(columns))
-    return Schema(key, label, tuple(columns), *keys, max(rows, 8 * len(columns)), text)
+    held = max((one.held_bytes for one in samples), default=0)
+    width = sum(WIDTHS[column.type] for column in columns)
+    return Schema(key, label, tuple(columns), *keys, max(rows, width), text, held)
+
+
+def _kept(column: str) -> str:
+    """The name of a column that keeps its name."""
+    return column
 
 
 def _differing(gathered: Gathered, sources: list[Source], headers: _Headers) -> str:
@@ -262,12 +292,12 @@ def _differing(gathered: Gathered, sources: list[Source], headers: _Headers) -> 
     )
 
 
-def _check_names(label: str, columns: list[Column]) -> None:
+def _check_names(where: str, columns: list[Column]) -> None:
     outputs: dict[str, str] = {}
     for column in columns:
         if column.output in outputs:
             raise LayoutError(
-                f"The columns {outputs[column.output]!r} and {column.name!r} of {label} would both be called "
+                f"{where} has the columns {outputs[column.output]!r} and {column.name!r}, which would both be called "
                 f"{column.output!r}. Rename one of them, or change identifying_columns."
             )
         if column.output == TABLE_NUMBER:
@@ -354,6 +384,7 @@ def _check_connected(
         label = gathered.label(alone[0])
         example = f'relations={{"{label}.Parent_{gathered.label(base)}": "{gathered.label(base)}"}}'
         raise LayoutError(
-            f"Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* column of theirs in "
-            f"{label}. Name the column ({example}), leave {label} out of compartments, or convert with join=False."
+            f"{gathered.root}: Nothing relates {label} to {labels}: no column Parent_{label} there, and no Parent_* "
+            f"column of theirs in {label}. Name the column ({example}), leave {label} out of compartments, or convert "
+            f"with join=False."
         )

@@ -64,21 +64,24 @@ class KeyTable:
 
     Attributes:
         dataset: int32, which of the chunk's datasets a row is of.
-        image: int64, null where the row has none.
+        image: int64, null where the row has none; None where rows belong to no numbered image.
         object: int64, null where the row has none; None for the image table.
         parents: int64 arrays by column name.
+        places: For each of the chunk's datasets where its table lies, as an error names it; none where errors name
+            the label.
     """
 
     label: str
     dataset: pa.Array
-    image: pa.Array
+    image: pa.Array | None
     object: pa.Array | None
     parents: dict[str, pa.Array]
+    places: tuple[str, ...] = ()
 
     def arrow(self) -> pa.Table:
         """The keys as a table with the columns pos, ds, image, object, and p0, p1, ... for the parents."""
         columns = {"pos": from_numpy(np.arange(len(self.dataset), dtype=np.int64)), "ds": self.dataset}
-        columns["image"] = self.image
+        columns["image"] = self.image if self.image is not None else pa.nulls(len(self.dataset), pa.int64())
         if self.object is not None:
             columns["object"] = self.object
         columns |= {f"p{number}": array for number, array in enumerate(self.parents.values())}
@@ -111,6 +114,8 @@ def key_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     array = one_piece(values)
     if pa.types.is_integer(array.type):
         return array.cast(pa.int64())
+    if pa.types.is_boolean(array.type):
+        return pa.nulls(len(array), pa.int64())
     if pa.types.is_string(array.type):
         number = pc.match_substring_regex(array, r"^\s*\d{1,18}(\.0*)?\s*$")
         array = pc.if_else(number, pc.utf8_trim_whitespace(array), pa.scalar(None, pa.string())).cast(pa.float64())
@@ -209,24 +214,24 @@ def _refuse_duplicates(
         )
     found = con.sql(f"{' UNION ALL '.join(repeated)} ORDER BY t, ds, image, number LIMIT 3").fetchall()
     if found:
-        name, key = list(keys.items())[found[0][0]]
-        raise DuplicateKeyError(
-            _duplicates(tables[name].label, key, [row[2:] for row in found if row[0] == found[0][0]])
-        )
+        table, dataset = found[0][:2]
+        name, key = list(keys.items())[table]
+        where = tables[name].places[dataset] if tables[name].places else tables[name].label
+        raise DuplicateKeyError(_duplicates(where, key, [row[2:] for row in found if row[:2] == (table, dataset)]))
 
 
-def _duplicates(label: str, key: str, rows: list[tuple[int, int, int]]) -> str:
+def _duplicates(where: str, key: str, rows: list[tuple[int, int, int]]) -> str:
     if key == "0":
         listed = "; ".join(f"image {image} ({count} rows)" for image, _, count in rows)
-        return f"The image table of {label} has more than one row for an image: {listed}. Export it again."
+        return f"{where}: the image table has more than one row for an image: {listed}. Export it again."
     listed = "; ".join(f"image {image}, object {number} ({count} rows)" for image, number, count in rows)
     if key == "object":
         return (
-            f"{label}: more than one row has the same image and object number: {listed}. The join would multiply "
+            f"{where}: more than one row has the same image and object number: {listed}. The join would multiply "
             f"rows. Was the export appended to an older one? Export it into an empty place."
         )
     return (
-        f"{label}: more than one of its objects names the same parent: {listed}. The join would multiply rows. "
+        f"{where}: more than one of its objects names the same parent: {listed}. The join would multiply rows. "
         f"Leave it out of compartments and convert it on its own, with join=False."
     )
 

@@ -45,7 +45,7 @@ def output_tables(inspected: Inspected, options: Options, with_table_number: boo
     if options.join:
         return (OutputTable(JOINED, _joined_columns(inspected, options, with_table_number)),)
     return tuple(
-        OutputTable(schema.compartment, _ordered(_all_columns(schema, options), with_table_number))
+        OutputTable(schema.compartment, _ordered(_all_columns(schema, options), inspected, options, with_table_number))
         for schema in inspected.schemas
     )
 
@@ -68,25 +68,38 @@ def _joined_columns(inspected: Inspected, options: Options, with_table_number: b
         for column in _all_columns(schema, options):
             if schema in images and not _wanted(column.name, options.image_columns):
                 continue
-            if schema is not base and column.column in (schema.image_number,):
+            if schema is not base and column.column == schema.image_number:
                 continue
             before = taken.get(column.name)
             if before is None:
                 taken[column.name] = column
             elif not column.name.startswith("Metadata_"):
+                gathered = inspected.gathered
                 raise LayoutError(
-                    f"{before.column!r} of {inspected.gathered.label(before.compartment)} and {column.column!r} of "
-                    f"{schema.label} would both be called {column.name!r}. Leave one of the two out of compartments, "
-                    f"or choose image_columns without it."
+                    f"{gathered.root}: {before.column!r} of {gathered.label(before.compartment)} and {column.column!r} "
+                    f"of {schema.label} would both be called {column.name!r}. Leave one of the two out of "
+                    f"compartments, or choose image_columns without it."
                 )
-    return _ordered(list(taken.values()), with_table_number)
+    return _ordered(list(taken.values()), inspected, options, with_table_number)
 
 
 def _wanted(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _ordered(columns: list[OutputColumn], with_table_number: bool) -> tuple[OutputColumn, ...]:
-    if with_table_number and all(column.name != TABLE_NUMBER for column in columns):
-        columns = [OutputColumn(TABLE_NUMBER, ColumnType.INT64.value, DATASET, "TableNumber"), *columns]
+def _ordered(
+    columns: list[OutputColumn], inspected: Inspected, options: Options, with_table_number: bool
+) -> tuple[OutputColumn, ...]:
+    """The columns as they stand in the output; the dataset's TableNumber takes the place of a source's own."""
+    if with_table_number:
+        columns = [table_number(inspected), *(column for column in columns if column.name != TABLE_NUMBER)]
+    if options.preset.keep_names:
+        return tuple(columns)
     return tuple(sorted(columns, key=lambda column: column_rank(column.name)))
+
+
+def table_number(inspected: Inspected) -> OutputColumn:
+    """The column that tells the datasets apart: whole numbers, or texts where a database has texts."""
+    texts = any(isinstance(one.table_number, str) for one in inspected.gathered.datasets)
+    type_ = ColumnType.STRING if texts else ColumnType.INT64
+    return OutputColumn(TABLE_NUMBER, type_.value, DATASET, "TableNumber")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from prefect_cytotable.tasks.core.model import (
     IMAGE,
     Chunk,
     ColumnType,
+    Dataset,
     Format,
     Plan,
     Schema,
@@ -26,10 +28,10 @@ from prefect_cytotable.tasks.core.model import (
     Source,
     Span,
 )
+from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.schema import to_arrow
-from prefect_cytotable.tasks.core.sources import sqlite_file
-from prefect_cytotable.tasks.core.sources.base import Answer, Keys, Request
-from prefect_cytotable.tasks.core.sources.registry import reader_of
+from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Keys, Reader, Request, Together
+from prefect_cytotable.tasks.core.sources.registry import is_unchanged, reader_of
 
 
 @dataclass
@@ -114,55 +116,93 @@ def load(
     positions, tables = _read_all(plan, chunk, wanted, findings)
     uniform = [_uniform(table, columns) for table in tables]
     arrays = {name: _one_after_the_other([table[name] for table in uniform], type_) for name, type_ in columns}
-    return Loaded(schema, arrays, _keys(plan, schema, arrays, positions), keyless)
+    return Loaded(schema, arrays, _keys(plan, chunk, schema, arrays, positions), keyless)
 
 
 def _read_all(
     plan: Plan, chunk: Chunk, wanted: list[tuple[int, Request]], findings: Findings
 ) -> tuple[NDArray[np.int32], list[pa.Table]]:
-    """(the dataset of each row, tables): all sources at once where that works, else one by one."""
-    if len(wanted) > 1:
-        reader = reader_of(wanted[0][1].source.format)
-        together = reader.read_together([request for _, request in wanted])
+    """(the dataset of each row, tables): sources of one kind at once where that works, else one by one."""
+    places = Places(plan.options.storage)
+    datasets: list[NDArray[np.int32]] = []
+    tables: list[pa.Table] = []
+    for _, group in groupby(wanted, key=lambda one: _kind(one[1].source)):
+        requests = list(group)
+        reader = reader_of(requests[0][1].source.format, places)
+        together = _together(plan, chunk, reader, requests, findings) if len(requests) > 1 else None
         if together is not None:
-            datasets = np.array([position for position, _ in wanted], np.int32)
-            return np.repeat(datasets, together.rows), [together.table]
-    read = []
-    for position, request in wanted:
-        slice_ = chunk.slices[position]
-        answer = _read(request, plan.datasets[slice_.dataset].name, findings)
-        if answer is not None:
-            region = slice_.region(request.source.compartment)
-            _check_count(request, slice_, region.rows if region else None, answer)
-            read.append((position, answer.table))
-    datasets = np.array([position for position, _ in read], np.int32)
-    return np.repeat(datasets, [table.num_rows for _, table in read]), [table for _, table in read]
+            positions = np.array([position for position, _ in requests], np.int32)
+            datasets.append(positions[together.order])
+            tables.append(together.table)
+            continue
+        for position, request in requests:
+            answer = _read(reader, request, plan, chunk.slices[position], findings)
+            if answer is not None:
+                datasets.append(np.full(answer.table.num_rows, position, np.int32))
+                tables.append(answer.table)
+    return np.concatenate(datasets) if datasets else np.empty(0, np.int32), tables
 
 
-def _keys(plan: Plan, schema: Schema, arrays: dict[str, pa.ChunkedArray], datasets: NDArray[np.int32]) -> KeyTable:
+def _kind(source: Source) -> tuple[Format, str]:
+    """Sources of one kind may be read together: those of one database's table, or files of one format."""
+    return source.format, source.where if source.table else ""
+
+
+def _together(
+    plan: Plan, chunk: Chunk, reader: Reader, requests: list[tuple[int, Request]], findings: Findings
+) -> Together | None:
+    """The rows of several sources; None where they have to be read one by one, or not at all under this plan."""
+    try:
+        together = reader.read_together([request for _, request in requests])
+    except BadSourceError:
+        return None
+    if together is None:
+        return None
+    compartment = requests[0][1].source.compartment
+    if together.widened:
+        findings.widened += [(compartment, column, type_) for column, type_ in together.widened]
+        return Together(pa.table({}), np.empty(0, np.int32), ())
+    counted = zip(requests, together.counts, strict=True)
+    if not all(_as_counted(request, chunk.slices[position], rows) for (position, request), rows in counted):
+        return None
+    _note(compartment, together.findings, findings)
+    return together
+
+
+def _note(compartment: str, found: tuple[Finding, ...], findings: Findings) -> None:
+    for one in found:
+        subject = f"{compartment}.{one.column}" if one.column else compartment
+        findings.notes[subject, one.finding] += one.count
+
+
+def _keys(
+    plan: Plan, chunk: Chunk, schema: Schema, arrays: dict[str, pa.ChunkedArray], datasets: NDArray[np.int32]
+) -> KeyTable:
     """The keys among the columns of a compartment."""
     parents = sorted({one.column for one in plan.inspected.relations if one.child == schema.compartment})
     return KeyTable(
         schema.label,
         from_numpy(datasets),
-        key_array(arrays[schema.image_number]),
+        key_array(arrays[schema.image_number]) if schema.image_number else None,
         key_array(arrays[schema.object_number]) if schema.object_number else None,
         {name: key_array(arrays[name]) for name in parents},
+        tuple(_place(plan.datasets[one.dataset], schema) for one in chunk.slices),
     )
 
 
-def check_unchanged(source: Source) -> None:
+def _place(dataset: Dataset, schema: Schema) -> str:
+    """Where the rows of a compartment lie, as an error names it."""
+    source = dataset.source(schema.compartment)
+    if source is None:
+        return f"{dataset.name}, {schema.label}"
+    return f"{source.where}, {source.only.column} {source.only.value}" if source.only else source.where
+
+
+def check_unchanged(sources: Iterable[Source]) -> None:
     """Raise SourceChangedError where a source is no longer what was gathered."""
-    path = Path(source.path)
-    try:
-        status = path.stat()
-        same = (status.st_size, status.st_mtime_ns) == (source.fingerprint.size, source.fingerprint.modified)
-        if same and source.format is Format.SQLITE:
-            same = sqlite_file.fingerprint(path) == source.fingerprint
-    except FileNotFoundError:
-        same = False
-    if not same:
-        raise _changed(source)
+    for source in {source.path: source for source in sources}.values():
+        if not is_unchanged(source):
+            raise _changed(source)
 
 
 def _changed(source: Source) -> SourceChangedError:
@@ -221,10 +261,9 @@ def _overlapping(spans: tuple[Span, ...], objects: tuple[int, int] | None) -> tu
     return inside or spans[:1]
 
 
-def _read(request: Request, dataset: str, findings: Findings) -> Answer | None:
+def _read(reader: Reader, request: Request, plan: Plan, slice_: Slice, findings: Findings) -> Answer | None:
     """The reader's answer; None where the source is bad or a column too narrow, which `findings` then tell."""
-    source = request.source
-    reader = reader_of(source.format)
+    source, dataset = request.source, plan.datasets[slice_.dataset].name
     try:
         answer = reader.read(request)
     except FileNotFoundError as error:
@@ -232,19 +271,24 @@ def _read(request: Request, dataset: str, findings: Findings) -> Answer | None:
     except BadSourceError as error:
         findings.bad.append(Skipped(dataset, source.compartment, source.where, error.cause, reader.count(source)))
         return None
-    for one in answer.findings:
-        findings.notes[source.compartment + "." + one.column, one.finding] += one.count
+    _note(source.compartment, answer.findings, findings)
     if answer.widened:
         findings.widened += [(source.compartment, column, type_) for column, type_ in answer.widened]
+        return None
+    if not _as_counted(request, slice_, answer.table.num_rows):
+        if not is_unchanged(source):
+            raise _changed(source)
+        cause = "what tells where its rows lie and the rows themselves do not agree, so it is damaged"
+        findings.bad.append(Skipped(dataset, source.compartment, source.where, cause, reader.count(source)))
         return None
     return answer
 
 
-def _check_count(request: Request, slice_: Slice, counted: int | None, answer: Answer) -> None:
-    """Raise where a source has other rows than its index counted: it was changed in between."""
-    exact = counted is not None and request.objects in (None, slice_.objects)
-    if exact and not answer.widened and answer.table.num_rows != counted:
-        raise _changed(request.source)
+def _as_counted(request: Request, slice_: Slice, rows: int) -> bool:
+    """Whether a source has the rows that its index counted: else it was changed in between, or is damaged."""
+    region = slice_.region(request.source.compartment)
+    exact = region is not None and region.rows is not None and request.objects in (None, slice_.objects)
+    return not exact or region is None or rows == region.rows
 
 
 def _uniform(table: pa.Table, columns: tuple[tuple[str, ColumnType], ...]) -> dict[str, pa.ChunkedArray]:

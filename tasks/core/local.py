@@ -29,7 +29,7 @@ from prefect_cytotable.tasks.core.model import (
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.sinks.parquet import Ahead
-from prefect_cytotable.tasks.core.work import convert_job_with_retries
+from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache, convert_job_with_retries, with_retries
 
 POOL_ATTEMPTS = 3
 """How often a pool of processes is made anew after one of them was killed."""
@@ -53,10 +53,11 @@ class LocalCaller:
         self._progress = progress
         self._begun: Ahead | None = None
         self.processes = runner is Runner.PROCESS
+        self.sequential = runner is Runner.SEQUENTIAL
 
     def gather(self, options: Options) -> Gathered:
         """Stage 1."""
-        return gathering.gather(options)
+        return with_retries(lambda: gathering.gather(options))
 
     def inspect(
         self,
@@ -66,19 +67,19 @@ class LocalCaller:
         bad: tuple[Skipped, ...],
     ) -> Inspected:
         """Stage 2."""
-        return inspection.inspect(gathered, options, widened, bad)
+        return with_retries(lambda: inspection.inspect(gathered, options, widened, bad))
 
     def plan(self, inspected: Inspected, options: Options) -> Plan:
         """Stage 3."""
-        return planning.plan(inspected, options)
+        return with_retries(lambda: planning.plan(inspected, options))
 
-    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+    def convert(self, plan: Plan, place: PlanPlace) -> list[ChunkResult]:
         """Stage 4 for every chunk."""
         self._progress.start(len(plan.chunks), plan.rows)
         results: dict[int, ChunkResult] = {}
         self._begun = output.begin_output(plan)
         try:
-            for result in self._results(plan, str(plan_path), results):
+            for result in self._results(plan, place, results):
                 results[result.number] = result
                 self._progress.advance(result)
                 self._copy_ahead(results)
@@ -105,15 +106,15 @@ class LocalCaller:
             self._begun.discard()
         self._begun = None
 
-    def _results(self, plan: Plan, path: str, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
+    def _results(self, plan: Plan, place: PlanPlace, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
         if (plan.workers == 1 and not self.processes) or len(plan.chunks) == 1:
             for chunk in plan.chunks:
-                yield convert_job_with_retries(path, chunk.number)
+                yield convert_job_with_retries(place, chunk.number)
             return
         for attempt in range(1, POOL_ATTEMPTS + 1):
             waiting = [chunk.number for chunk in plan.chunks if chunk.number not in done]
             try:
-                yield from _pooled(self._pool(plan.workers), path, waiting)
+                yield from _pooled(self._pool(plan.workers), place, waiting)
                 return
             except BrokenProcessPool as error:
                 if attempt == POOL_ATTEMPTS:
@@ -137,6 +138,10 @@ class LocalCaller:
             self._discard_begun()
             raise
 
+    def clear_cache(self, gathered: Gathered, options: Options) -> None:
+        """Remove the copies of remote sources from this machine."""
+        clear_cache(gathered, options)
+
     def publish(self, report: Report) -> None:
         """Tell the report."""
         for line in reports.lines(report):
@@ -147,10 +152,12 @@ class LocalCaller:
         self._progress.say(text)
 
 
-def _pooled(pool: Executor, path: str, numbers: list[int]) -> Iterator[ChunkResult]:
+def _pooled(pool: Executor, place: PlanPlace, numbers: list[int]) -> Iterator[ChunkResult]:
     """Results as they are done; after a failure nothing new is begun."""
     try:
-        futures: list[Future[ChunkResult]] = [pool.submit(convert_job_with_retries, path, number) for number in numbers]
+        futures: list[Future[ChunkResult]] = [
+            pool.submit(convert_job_with_retries, place, number) for number in numbers
+        ]
         for future in as_completed(futures):
             yield future.result()
     finally:

@@ -22,6 +22,9 @@ class Format(StrEnum):
 
     CSV = "csv"
     SQLITE = "sqlite"
+    NPZ = "npz"
+    PARQUET = "parquet"
+    DUCKDB = "duckdb"
 
 
 class ColumnType(StrEnum):
@@ -29,6 +32,7 @@ class ColumnType(StrEnum):
 
     BOOL = "bool"
     INT64 = "int64"
+    FLOAT = "float"
     DOUBLE = "double"
     STRING = "string"
 
@@ -71,9 +75,19 @@ class PresetRelation:
     column: str
 
 
+ANY_TABLE = "*"
+"""The table name, in a preset, of exporters that write one table a file, under any name."""
+
+
 @dataclass(frozen=True)
 class Preset:
-    """Names, keys and relations of one exporter's layout. See docs/pages/presets.md for every field."""
+    """Names, keys and relations of one exporter's layout. See docs/pages/presets.md for every field.
+
+    Attributes:
+        image_number: Empty where rows belong to no image that has a number.
+        table_number: The column that tells apart the datasets inside one file, where a table has it.
+        keep_names: Whether columns keep their names and their order.
+    """
 
     name: str
     title: str
@@ -87,6 +101,13 @@ class Preset:
     identifying: tuple[str, ...]
     image_columns: tuple[str, ...]
     relations: tuple[PresetRelation, ...]
+    table_number: str = "TableNumber"
+    keep_names: bool = False
+
+    @property
+    def any_table(self) -> bool:
+        """Whether every file is a table of the one compartment there is."""
+        return ANY_TABLE in self.table_names
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,7 @@ class Options:
         image_columns: Patterns over the output names of image columns.
         relations: The user's relations, which replace the preset's where there are any.
         required: Compartments that the user named, as keys; each must be there.
+        storage: How object storage is reached, as (option, value) pairs; never a secret.
     """
 
     source: str
@@ -128,40 +150,63 @@ class Options:
     image_columns: tuple[str, ...] = ()
     relations: tuple[PresetRelation, ...] = ()
     required: tuple[str, ...] = ()
+    storage: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells a changed file from an unchanged one: bytes, time of change in ns, and a header mark."""
+    """What tells a changed file from an unchanged one: bytes, time of change in ns, and a mark.
+
+    The mark is a database's change counter, or the ETag or generation of an object in a store.
+    """
 
     size: int
     modified: int
     mark: str = ""
 
 
+TableNumber = int | str
+"""What identifies a dataset in the output: a checksum, or what a cytominer-database wrote."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Those rows of a table whose `column` holds `value`, compared as text; None: those where it is null."""
+
+    column: str
+    value: str | None
+
+
 @dataclass(frozen=True)
 class Source:
-    """One readable table: a CSV file, or a table inside a SQLite file."""
+    """One readable table: a file, a table inside a database, or those of its rows that belong to one dataset.
+
+    Attributes:
+        path: Of a file, or the URL of an object.
+        table: The table inside a database, or the compartment in a CSV file that combines several.
+        only: Which of the table's rows; all of them where it is None.
+    """
 
     compartment: str
     path: str
     format: Format
     fingerprint: Fingerprint
     table: str = ""
+    only: Only | None = None
 
     @property
     def where(self) -> str:
-        """The source as a user would name it."""
+        """The table as a user would name it."""
         return f"{self.path}, table {self.table}" if self.table else self.path
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sources that share one image table: one SQLite file, or one folder of CSV files."""
+    """The sources that share one image table: one folder of CSV files, one database, or one TableNumber in it."""
 
     name: str
     sources: tuple[Source, ...]
-    table_number: int | None = None
+    table_number: TableNumber | None = None
 
     def source(self, compartment: str) -> Source | None:
         """The source of `compartment`, where the dataset has one."""
@@ -220,8 +265,11 @@ class Schema:
     """The union of the columns of a compartment's sources.
 
     Attributes:
+        image_number: Name of the column that numbers images; empty where there is none.
+        object_number: Name of the column that numbers objects; empty for image tables, and where there is none.
         row_bytes: Estimated bytes of one row in Arrow memory.
         text_bytes: Estimated bytes of one row in the source's own form.
+        held_bytes: Estimated bytes of one row in the form that is held while it is parsed.
     """
 
     compartment: str
@@ -231,6 +279,7 @@ class Schema:
     object_number: str
     row_bytes: int
     text_bytes: int
+    held_bytes: int = 0
 
     def column(self, name: str) -> Column | None:
         """The column that the sources call `name`."""
@@ -268,7 +317,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a source: bytes of a CSV file, or rowids (first and last) of a SQLite table.
+    """A stretch of a source: bytes of a CSV file, rowids (first and last) of a SQLite table, rows of a Parquet file.
 
     `first_object` and `last_object` bound the object numbers inside, where the source lies in their order;
     otherwise both are 0.
@@ -394,7 +443,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """The Parquet file that one chunk became; `table` says which of the output's tables it belongs to."""
+    """The Parquet file that one chunk became; `table` says which of the output's tables it belongs to.
+
+    Attributes:
+        path: Of the file, or its URL, with the `mark` that the object store gave it.
+        checksum: CRC-32 of its bytes.
+    """
 
     table: str
     path: str
@@ -402,6 +456,7 @@ class Part:
     size: int
     checksum: int
     dataset: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,16 +15,19 @@ from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, Des
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     Dataset,
-    Format,
     Options,
     OutputFile,
     OutputTable,
     Part,
     Plan,
+    Preset,
     Report,
 )
+from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
+from prefect_cytotable.tasks.core.places.files import TEMPORARY
 from prefect_cytotable.tasks.core.sinks.parquet import Ahead, write_whole
-from prefect_cytotable.tasks.core.store import TEMPORARY, discard, neighbour
+from prefect_cytotable.tasks.core.sources.registry import DATABASES
+from prefect_cytotable.tasks.core.store import Store, discard, scratch, store_of
 
 
 def check_destination(options: Options) -> None:
@@ -34,9 +37,16 @@ def check_destination(options: Options) -> None:
         DestinationExistsError: It is there and may not be replaced, or is a folder that this program did not make.
         ArgumentError: Its folder cannot be made, or it is the source itself.
     """
-    destination, source = Path(options.destination), Path(options.source)
+    if is_remote(options.destination):
+        _check_remote_destination(options)
+        return
+    destination = Path(options.destination)
     overwrite, single = options.overwrite, options.join and options.concat
-    if destination.exists() and destination.resolve() == source.resolve():
+    if (
+        not is_remote(options.source)
+        and destination.exists()
+        and destination.resolve() == Path(options.source).resolve()
+    ):
         raise ArgumentError(f"{destination}: source and destination are the same.")
     if destination.is_dir() and not destination.is_symlink():
         if single:
@@ -59,6 +69,27 @@ def check_destination(options: Options) -> None:
         raise ArgumentError(f"{destination}: its folder cannot be made ({error.strerror}).") from error
 
 
+def _check_remote_destination(options: Options) -> None:
+    destination, places = options.destination, Places(options.storage)
+    if destination == options.source:
+        raise ArgumentError(f"{destination}: source and destination are the same.")
+    if options.join and options.concat:
+        if not options.overwrite and places.entry(destination) is not None:
+            raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
+    elif first := next(_objects_below(places, destination), None):
+        raise DestinationExistsError(
+            f"{destination} holds objects already ({first.path}); a folder in object storage is not replaced. "
+            f"Remove it or choose another."
+        )
+
+
+def _objects_below(places: Places, folder: str) -> Iterator[Entry]:
+    try:
+        yield from places.entries(folder)
+    except FileNotFoundError:
+        return
+
+
 def _made_here(path: Path) -> bool:
     """Whether a file is a table that this program wrote."""
     if path.suffix != ".parquet" or path.is_symlink():
@@ -70,14 +101,17 @@ def _made_here(path: Path) -> bool:
 
 
 def begin_output(plan: Plan) -> Ahead | None:
-    """The output's file, to be filled while chunks are converted; None where the output is not one file."""
-    if not (plan.options.join and plan.options.concat):
+    """The output's file, to be filled while chunks are converted.
+
+    None where the output is not one file, or its parts do not lie on this machine.
+    """
+    if not (plan.options.join and plan.options.concat) or is_remote(plan.options.work_dir):
         return None
     return Ahead(_temporary(plan))
 
 
 def _temporary(plan: Plan) -> Path:
-    return neighbour(Path(plan.options.destination)) / f"{TEMPORARY}{secrets.token_hex(6)}"
+    return scratch(plan.options) / f"{TEMPORARY}{secrets.token_hex(6)}"
 
 
 def write_output(
@@ -91,37 +125,64 @@ def write_output(
         report: The account of the rows; it goes into the files' metadata.
         begun: The file that `begin_output` gave, with the first parts in it.
     """
-    destination = Path(plan.options.destination)
+    destination = plan.options.destination
     temporary = begun.path if begun else _temporary(plan)
+    copies = temporary.with_name(f"{temporary.name}-parts")
     try:
+        copies.mkdir()
+        store = store_of(plan.options)
         if plan.options.join and plan.options.concat:
             parts = [part for result in results for part in result.parts]
-            files = [_file(plan, plan.tables[0], parts, begun or temporary, destination, report)]
+            paths = [store.fetched(part, copies) for part in parts]
+            files = [_file(plan, plan.tables[0], parts, paths, begun or temporary, destination, report)]
         else:
-            files = list(_folder(plan, results, temporary, destination, report))
-        _into_place(temporary, destination)
+            files = list(_folder(plan, results, store, copies, temporary, report))
+        if is_remote(destination):
+            _upload(plan.options, temporary, files)
+        else:
+            _into_place(plan.options, temporary, Path(destination))
     finally:
         discard(temporary)
+        discard(copies)
     return tuple(files)
+
+
+def _upload(options: Options, temporary: Path, files: list[OutputFile]) -> None:
+    """Bring the output into object storage; of several files all or none."""
+    places = Places(options.storage)
+    if temporary.is_file():
+        places.upload(temporary, options.destination, overwrite=options.overwrite)
+        return
+    done: list[str] = []
+    try:
+        for file in files:
+            relative = file.path.removeprefix(f"{options.destination}/")
+            places.upload(temporary / relative, file.path, overwrite=False)
+            done.append(file.path)
+    except BaseException:
+        for path in done:
+            places.remove(path)
+        raise
 
 
 def _file(
     plan: Plan,
     table: OutputTable,
     parts: list[Part],
+    paths: list[Path],
     output: Path | Ahead,
-    final: Path,
+    final: str,
     report: Report,
     source: str = "",
 ) -> OutputFile:
-    rows = write_whole([Path(part.path) for part in parts], table, reports.metadata(report), output)
+    rows = write_whole(paths, table, reports.metadata(report), output)
     written = output.path if isinstance(output, Ahead) else output
     if rows != sum(part.rows for part in parts):
         raise AccountError(f"{final}: {rows} rows were written of {sum(part.rows for part in parts)}.")
     return OutputFile(
         table.name,
         _table_name(plan, table),
-        str(final),
+        final,
         rows,
         len(table.columns),
         written.stat().st_size,
@@ -130,11 +191,11 @@ def _file(
 
 
 def _folder(
-    plan: Plan, results: Sequence[ChunkResult], temporary: Path, final: Path, report: Report
+    plan: Plan, results: Sequence[ChunkResult], store: Store, copies: Path, temporary: Path, report: Report
 ) -> list[OutputFile]:
     """A file for each table, for each chunk, or for both."""
     temporary.mkdir()
-    places = {dataset.name: _place(dataset) for dataset in plan.datasets}
+    places = {dataset.name: _place(dataset, plan.options.preset) for dataset in plan.datasets}
     files = []
     for table in plan.tables:
         parts = [part for result in results for part in result.parts if part.table == table.name]
@@ -153,16 +214,21 @@ def _folder(
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             source = places[group[0].dataset] if group and not plan.options.concat else ""
-            files.append(_file(plan, table, group, path, final / name, report, source))
+            paths = [store.fetched(part, copies) for part in group]
+            final = f"{plan.options.destination}/{name}"
+            final = final if is_remote(plan.options.destination) else str(Path(final))
+            files.append(_file(plan, table, group, paths, path, final, report, source))
     return files
 
 
-def _place(dataset: Dataset) -> str:
-    """The SQLite file or the folder of CSV files that a dataset is."""
+def _place(dataset: Dataset, preset: Preset) -> str:
+    """The database, the file or the folder of files that a dataset is."""
     source = next(iter(dataset.sources), None)
     if source is None:
         return ""
-    return source.path if source.format is Format.SQLITE else str(Path(source.path).parent)
+    if source.format in DATABASES or preset.any_table:
+        return source.path
+    return source.path.rpartition("/")[0] if is_remote(source.path) else str(Path(source.path).parent)
 
 
 def _table_name(plan: Plan, table: OutputTable) -> str:
@@ -180,9 +246,11 @@ def _safe(name: str) -> str:
     return "/".join(piece for piece in name.split("/") if piece not in ("", ".", "..")) or "dataset"
 
 
-def restore_previous(destination: Path) -> bool:
+def restore_previous(options: Options) -> bool:
     """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
-    old = _previous(destination)
+    if is_remote(options.destination):
+        return False
+    destination, old = Path(options.destination), _previous(options)
     if not os.path.lexists(old):
         return False
     if os.path.lexists(destination):
@@ -192,13 +260,13 @@ def restore_previous(destination: Path) -> bool:
     return True
 
 
-def _previous(destination: Path) -> Path:
-    return neighbour(destination) / "previous"
+def _previous(options: Options) -> Path:
+    return scratch(options) / "previous"
 
 
-def _into_place(temporary: Path, destination: Path) -> None:
+def _into_place(options: Options, temporary: Path, destination: Path) -> None:
     if os.path.lexists(destination) and (destination.is_dir() or temporary.is_dir()):
-        old = _previous(destination)
+        old = _previous(options)
         destination.rename(old)
         try:
             temporary.rename(destination)

@@ -8,20 +8,20 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.budget import projected, show_bytes, workers_within
+from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
+from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
+    Format,
     Gathered,
     Inspected,
     Options,
@@ -33,12 +33,20 @@ from prefect_cytotable.tasks.core.model import (
 from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
 from prefect_cytotable.tasks.core.schema import widest
-from prefect_cytotable.tasks.core.store import Store, discard, lock, neighbour, sweep
+from prefect_cytotable.tasks.core.store import Store, lock, scratch, store_at, store_of
+from prefect_cytotable.tasks.core.work import PlanPlace
 
 
 class Caller(Protocol):
-    """Calls the stages: plainly, or as tasks."""
+    """Calls the stages: plainly, or as tasks.
 
+    Attributes:
+        sequential: Whether chunks are converted one after the other.
+        processes: Whether chunks are converted outside this process.
+        orchestrated: Whether Prefect runs them.
+    """
+
+    sequential: bool
     processes: bool
     orchestrated: bool
 
@@ -60,7 +68,7 @@ class Caller(Protocol):
         """Stage 3."""
         ...
 
-    def convert(self, plan: Plan, plan_path: Path) -> list[ChunkResult]:
+    def convert(self, plan: Plan, place: PlanPlace) -> list[ChunkResult]:
         """Stage 4 for every chunk; results in the order of the chunks."""
         ...
 
@@ -70,6 +78,10 @@ class Caller(Protocol):
 
     def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
         """Stage 6: the account of the rows, before the output is written."""
+        ...
+
+    def clear_cache(self, gathered: Gathered, options: Options) -> None:
+        """Remove the copies of remote sources from every machine that made some."""
         ...
 
     def publish(self, report: Report) -> None:
@@ -109,18 +121,18 @@ def run(options: Options, caller: Caller) -> Report:
             are done stay in the work folder and serve the next run.
     """
     started = time.perf_counter()
-    destination = Path(options.destination)
+    here = scratch(options)
     check_destination(options)
-    made = not neighbour(destination).exists()
-    with lock(destination):
+    made = not here.exists()
+    with lock(here, options.destination):
         try:
-            if restore_previous(destination):
+            if restore_previous(options):
                 check_destination(options)
-            report = _run(options, caller, Store(Path(options.work_dir)), started)
+            report = _run(options, caller, store_of(options), started)
         except BaseException as error:
-            _remove_if_unused(Path(options.work_dir))
+            store_of(options).remove_if_unused()
             if made:
-                _remove_if_unused(neighbour(destination))
+                store_at(str(here), ()).remove_if_unused()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _full(options, error) from error
             raise
@@ -147,11 +159,13 @@ def draft(options: Options, caller: Caller) -> Plan:
 def _planned(gathered: Gathered, options: Options, caller: Caller, amendments: _Amendments) -> tuple[Plan, _Amendments]:
     """The plan without the sources that cannot be read, those among them that only an index shows to be bad."""
     while True:
-        inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
+        with marked("inspect"):
+            inspected = caller.inspect(gathered, options, amendments.widened, amendments.bad)
         try:
-            return _fitted(caller.plan(inspected, options), caller), amendments
+            with marked("plan"):
+                return _fitted(caller.plan(inspected, options), caller), amendments
         except BadSourceError as error:
-            bad = unreadable(inspected.gathered, error)
+            bad = unreadable(inspected.gathered, error, options)
             if bad is None:
                 raise
             refuse_if_wanted(bad, options)
@@ -159,19 +173,27 @@ def _planned(gathered: Gathered, options: Options, caller: Caller, amendments: _
 
 
 def _run(options: Options, caller: Caller, store: Store, started: float) -> Report:
-    gathered = caller.gather(options)
+    with marked("gather"):
+        gathered = caller.gather(options)
+    try:
+        return _converted(gathered, options, caller, store, started)
+    finally:
+        caller.clear_cache(gathered, options)
+
+
+def _converted(gathered: Gathered, options: Options, caller: Caller, store: Store, started: float) -> Report:
     amendments = _Amendments()
-    sweep(store.folder)
-    sweep(neighbour(Path(options.destination)))
+    store.sweep()
+    store_at(str(scratch(options)), ()).sweep()
     while True:
         plan, amendments = _planned(gathered, options, caller, amendments)
-        check_disk(plan, store.folder, Path(options.destination))
+        check_disk(plan, scratch(options))
         store.prepare()
         path = store.save_plan(plan)
         try:
-            results = caller.convert(plan, path)
+            results = caller.convert(plan, PlanPlace(path, options.storage))
         finally:
-            discard(path)
+            store.remove_plan(path)
         if not any(result.amends for result in results):
             break
         for result in results:
@@ -181,16 +203,23 @@ def _run(options: Options, caller: Caller, store: Store, started: float) -> Repo
         if amendments == before:
             raise AccountError(f"Planning again would change nothing: {amendments}. Please report this defect.")
         caller.say(_amended(amendments))
-    report = caller.report(plan, results)
-    files = caller.write(plan, results, report)
+    with marked("report"):
+        report = caller.report(plan, results)
+    with marked("write"):
+        files = caller.write(plan, results, report)
     return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
 
 
 def _fitted(plan: Plan, caller: Caller) -> Plan:
     """The plan with as many workers as its memory allows."""
-    budget, wanted = plan.options.memory_budget, min(plan.options.workers, max(len(plan.chunks), 1))
-    workers = workers_within(budget, plan.memory, wanted, caller.processes, caller.orchestrated)
-    memory = projected(plan.memory, workers, caller.processes, caller.orchestrated)
+    budget = plan.options.memory_budget
+    wanted = 1 if caller.sequential else min(plan.options.workers, max(len(plan.chunks), 1))
+    databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
+    cache = DUCKDB_CACHE if databases else 0
+    chunk = plan.memory + (cache if caller.processes else 0)
+    shared = 0 if caller.processes else cache
+    workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
+    memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
 
 
@@ -205,25 +234,9 @@ def _amended(amendments: _Amendments) -> str:
 
 def _clean(options: Options) -> None:
     """Remove what only this run needed; kept parts stay."""
-    store = Store(Path(options.work_dir))
     if not options.keep_chunks:
-        for folder in (store.parts, store.records, store.results):
-            discard(folder)
-        with suppress(OSError):
-            store.folder.rmdir()
-    _remove_if_unused(neighbour(Path(options.destination)))
-
-
-def _remove_if_unused(folder: Path) -> None:
-    """Remove a folder of a run where it holds nothing but the lock and empty folders."""
-    store = Store(folder)
-    for inner in (store.parts, store.records, store.results):
-        with suppress(OSError):
-            inner.rmdir()
-    with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {"lock"}:
-            (folder / "lock").unlink(missing_ok=True)
-            folder.rmdir()
+        store_of(options).clear()
+    store_at(str(scratch(options)), ()).remove_if_unused()
 
 
 def plan_lines(plan: Plan) -> list[str]:

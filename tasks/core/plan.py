@@ -19,11 +19,10 @@ from prefect_cytotable.tasks.core import query as queries
 from prefect_cytotable.tasks.core.budget import COPIES, PARSER, chunk_bytes, even_share, show_bytes
 from prefect_cytotable.tasks.core.cutting import Sizes, cut, keys_of, sources_of
 from prefect_cytotable.tasks.core.errors import DiskSpaceError, DuplicateKeyError
-from prefect_cytotable.tasks.core.layout import DATASET, output_tables
+from prefect_cytotable.tasks.core.layout import output_tables, table_number
 from prefect_cytotable.tasks.core.model import (
     Chunk,
     Dataset,
-    Format,
     Inspected,
     KeyCheck,
     Options,
@@ -35,11 +34,12 @@ from prefect_cytotable.tasks.core.model import (
     Source,
 )
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER, column_rank
+from prefect_cytotable.tasks.core.places import Places, is_remote
 from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
-from prefect_cytotable.tasks.core.sources.base import Index
+from prefect_cytotable.tasks.core.sources.base import Cut, Index
 from prefect_cytotable.tasks.core.sources.registry import reader_of
 
-PART_FORMAT = 1
+PART_FORMAT = 2
 """Raised when the same slice and options make other parts than before; old parts then count for nothing."""
 
 UNCHECKED = "checked as each chunk is read"
@@ -84,23 +84,30 @@ def plan(inspected: Inspected, options: Options) -> Plan:
     )
 
 
-def check_disk(plan: Plan, work: Path, destination: Path) -> None:
-    """Refuse when parts and output surely do not fit the disk.
+def check_disk(plan: Plan, scratch: Path) -> None:
+    """Refuse when parts and output surely do not fit the disks of this machine.
 
     A compressed part is taken to be at least half of its Arrow bytes; parts and output stand side by side at the end.
+
+    Args:
+        plan: What is planned.
+        scratch: Where the output grows until it is whole.
 
     Raises:
         DiskSpaceError: There is not enough room.
     """
     needed = plan.disk // 2
-    places = {_existing(work): needed, _existing(destination.parent): needed}
-    if len({place.stat().st_dev for place in places}) == 1:
-        places = {_existing(work): 2 * needed}
-    for place, size in places.items():
-        free = shutil.disk_usage(place).free
+    work, destination = plan.options.work_dir, plan.options.destination
+    output = scratch if is_remote(destination) else Path(destination).parent
+    folders = [_existing(output), _existing(output if is_remote(work) else Path(work))]
+    sizes: dict[int, int] = {}
+    for folder in folders:
+        sizes[folder.stat().st_dev] = sizes.get(folder.stat().st_dev, 0) + needed
+    for folder in reversed(folders):
+        free, size = shutil.disk_usage(folder).free, sizes[folder.stat().st_dev]
         if free < size:
             raise DiskSpaceError(
-                f"{place}: {show_bytes(free)} free, but parts and output need at least {show_bytes(size)}. Make room, "
+                f"{folder}: {show_bytes(free)} free, but parts and output need at least {show_bytes(size)}. Make room, "
                 f"or choose another work_dir or destination."
             )
 
@@ -127,14 +134,14 @@ def _query_output(inspected: Inspected, options: Options, with_table_number: boo
     for schema in inspected.schemas:
         fields = [(one.output, arrow_type(cast_type(one.type, options.casts))) for one in schema.columns]
         if with_table_number and all(name != TABLE_NUMBER for name, _ in fields):
-            fields.insert(0, (TABLE_NUMBER, pa.int64()))
+            fields.insert(0, (TABLE_NUMBER, arrow_type(table_number(inspected).type)))
         empty[schema.compartment] = pa.schema(fields).empty_table()
     columns: dict[str, OutputColumn] = {}
     for field in queries.run(options.query, empty).schema:
         if field.name not in columns:
             columns[field.name] = OutputColumn(field.name, _plain(field.type), "joins", field.name)
     if with_table_number and TABLE_NUMBER not in columns:
-        columns[TABLE_NUMBER] = OutputColumn(TABLE_NUMBER, "int64", DATASET, "TableNumber")
+        columns[TABLE_NUMBER] = table_number(inspected)
     return OutputTable("joined", tuple(sorted(columns.values(), key=lambda one: column_rank(one.name))))
 
 
@@ -148,23 +155,26 @@ def _plain(type_: pa.DataType) -> str:
 
 def _sizes(inspected: Inspected, options: Options, limit: int) -> list[Sizes]:
     """Rows and bytes of each dataset; those that may have to be cut are indexed, several sources at a time."""
+    places = Places(options.storage)
     estimates = [_estimated(inspected, number) for number in range(len(inspected.gathered.datasets))]
-    indexed = [one.dataset for one in estimates if _may_be_cut(inspected, options, one, limit)]
-    pairs = [
-        (number, schema, source)
-        for number in indexed
-        for schema, source in sources_of(inspected, inspected.gathered.datasets[number])
-    ]
+    indexed = [one.dataset for one in estimates if _is_indexed(inspected, options, places, one, limit)]
+    tables: dict[tuple[str, str], list[tuple[int, Schema, Source]]] = {}
+    for number in indexed:
+        for schema, source in sources_of(inspected, inspected.gathered.datasets[number]):
+            tables.setdefault((schema.compartment, source.where), []).append((number, schema, source))
+
+    def index(group: list[tuple[int, Schema, Source]]) -> list[Index]:
+        _, schema, source = group[0]
+        reader = reader_of(source.format, places)
+        return reader.index([one for *_, one in group], keys_of(schema), bool(schema.object_number))
+
     with ThreadPoolExecutor(options.workers) as pool:
-        answers = list(pool.map(lambda pair: _index(pair[1], pair[2]), pairs))
+        answers = list(pool.map(index, tables.values()))
     found: dict[int, dict[str, Index]] = {number: {} for number in indexed}
-    for (number, schema, _), answer in zip(pairs, answers, strict=True):
-        found[number][schema.compartment] = answer
+    for group, indexes in zip(tables.values(), answers, strict=True):
+        for (number, schema, _), one in zip(group, indexes, strict=True):
+            found[number][schema.compartment] = one
     return [_counted(inspected, one, found[one.dataset]) if one.dataset in found else one for one in estimates]
-
-
-def _index(schema: Schema, source: Source) -> Index:
-    return reader_of(source.format).index(source, keys_of(schema), bool(schema.object_number))
 
 
 def _estimated(inspected: Inspected, number: int) -> Sizes:
@@ -175,15 +185,16 @@ def _estimated(inspected: Inspected, number: int) -> Sizes:
     return Sizes(number, None, rows.get(inspected.base, 0), memory)
 
 
-def _may_be_cut(inspected: Inspected, options: Options, sizes: Sizes, limit: int) -> bool:
-    """Whether a dataset needs an index: a database always has one, or nearly; a CSV file costs a pass."""
+def _is_indexed(inspected: Inspected, options: Options, places: Places, sizes: Sizes, limit: int) -> bool:
+    """Whether a dataset needs an index: to be cut, or where its header tells its rows exactly."""
     present = sources_of(inspected, inspected.gathered.datasets[sizes.dataset])
+    cuts = {reader_of(source.format, places).cut for _, source in present}
     too_many_rows = bool(options.chunk_rows) and sizes.rows * 1.5 > options.chunk_rows
-    return sizes.memory > limit or too_many_rows or any(source.format is not Format.CSV for _, source in present)
+    return sizes.memory > limit or too_many_rows or bool(cuts & {Cut.ALWAYS, Cut.NEVER})
 
 
 def _counted(inspected: Inspected, sizes: Sizes, indexes: dict[str, Index]) -> Sizes:
-    rows = {name: sum(one.rows for one in index.images) + index.keyless for name, index in indexes.items()}
+    rows = {name: index.rows for name, index in indexes.items()}
     memory = sum(
         rows[schema.compartment] * schema.row_bytes for schema in inspected.schemas if schema.compartment in rows
     )
@@ -218,7 +229,7 @@ def _chunk(number: int, slices: tuple[Slice, ...], rows: int, memory: int, inspe
     used = [(datasets[one.dataset], one) for one in slices]
     content = [(dataset.name, dataset.table_number, dataset.sources, replace(one, dataset=0)) for dataset, one in used]
     key = hashlib.sha256(seed + msgspec.json.encode(content)).hexdigest()[:32]
-    return Chunk(number, _name(used), key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
+    return Chunk(number, _name(inspected, used), key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
 
 
 def _text_bytes(inspected: Inspected, used: list[tuple[Dataset, Slice]]) -> int:
@@ -228,14 +239,15 @@ def _text_bytes(inspected: Inspected, used: list[tuple[Dataset, Slice]]) -> int:
         text = 0
         for dataset, one in used:
             source, region = dataset.source(schema.compartment), one.region(schema.compartment)
-            if source is None or region is None or source.format is not Format.CSV:
+            if source is None or region is None or not schema.held_bytes:
                 continue
-            text += source.fingerprint.size if region.rows is None else region.rows * schema.text_bytes
+            rows = source.fingerprint.size / max(schema.text_bytes, 1) if region.rows is None else region.rows
+            text += int(rows * schema.held_bytes)
         texts.append(text + PARSER if text else 0)
     return max(texts)
 
 
-def _name(used: list[tuple[Dataset, Slice]]) -> str:
+def _name(inspected: Inspected, used: list[tuple[Dataset, Slice]]) -> str:
     """What a person reads: "a.sqlite, images 1-640", "site-1 to site-25 (25 datasets)"."""
     dataset, one = used[0]
     if len(used) > 1:
@@ -245,7 +257,9 @@ def _name(used: list[tuple[Dataset, Slice]]) -> str:
     first, last = one.images
     if last < first:
         return f"{dataset.name}, no images"
-    text = f"{dataset.name}, image{'s' if first != last else ''} {first}{f'-{last}' if first != last else ''}"
+    what = "image" if inspected.schemas[0].image_number else "stretch"
+    plural = {"image": "images", "stretch": "stretches"}[what] if first != last else what
+    text = f"{dataset.name}, {plural} {first}{f'-{last}' if first != last else ''}"
     return f"{text}, objects {one.objects[0]}-{one.objects[1]}" if one.objects else text
 
 

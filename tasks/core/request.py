@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,17 @@ from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
 from prefect_cytotable.tasks.core.errors import ArgumentError, UnknownArgumentError, nearest
 from prefect_cytotable.tasks.core.layout import ALL_MODE, FILENAMES_MODE, METADATA_MODE, image_patterns
 from prefect_cytotable.tasks.core.model import IMAGE, Format, OnBadSource, Options, Preset, PresetRelation, Unmatched
+from prefect_cytotable.tasks.core.places import (
+    StorageOptions,
+    check_options_fit,
+    check_storage_options,
+    check_url,
+    is_remote,
+)
+from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 from prefect_cytotable.tasks.core.presets import load_preset
 from prefect_cytotable.tasks.core.schema import check_casts
-from prefect_cytotable.tasks.core.store import neighbour
+from prefect_cytotable.tasks.core.store import neighbour, remote_neighbour, scratch_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +36,10 @@ DESTINATIONS = ("parquet",)
 _CYTOTABLE_ONLY = {
     "parsl_config": "Runs are set up with task_runner= here ('sequential', 'concurrent', 'process', 'dask').",
     "dest_backend": "Only Parquet files are written; an Iceberg warehouse can read them.",
+    **{
+        name: f"Give it in storage_options={{{name!r}: ...}} here."
+        for name in ("no_sign_request", "endpoint_url", "local_cache_dir", "profile_name", "project")
+    },
 }
 
 
@@ -85,8 +98,13 @@ def make_options(
     keep_chunks: bool,
     relations: Mapping[str, str] | None,
     workers: int | None,
+    storage_options: Mapping[str, object] | None = None,
+    shared_work: bool = False,
 ) -> Options:
     """The options of a conversion. See `prefect_cytotable.flows.convert` for the arguments.
+
+    `shared_work` tells that the workers may be other machines: parts of a destination in object storage then lie
+    beside it instead of on this machine.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
@@ -100,15 +118,16 @@ def make_options(
     for name, value in (("source_path", source_path), ("dest_path", dest_path)):
         if not str(value).strip():
             raise ArgumentError(f"{name} is empty.")
-        if "://" in str(value):
-            raise ArgumentError(f"{name} is {str(value)!r}; this version reads and writes local paths only.")
     chosen = load_preset(preset)
     effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
-    destination = Path(dest_path).expanduser().absolute()
+    storage = check_storage_options(storage_options)
+    source, destination = _place(source_path), _place(dest_path)
+    check_options_fit(storage, [source, destination, *([_place(work_dir)] if work_dir else [])])
+    destination = destination if is_remote(destination) else str(Path(destination).absolute())
     return Options(
-        source=str(Path(source_path).expanduser()),
-        destination=str(destination),
-        work_dir=str(_work_folder(work_dir, destination) if work_dir else neighbour(destination)),
+        source=source,
+        destination=destination,
+        work_dir=_work_folder(work_dir, destination, storage, shared_work),
         preset=effective,
         memory_budget=_budget(memory_budget),
         workers=_workers(workers),
@@ -130,7 +149,14 @@ def make_options(
         image_columns=image_patterns(_image_columns(image_columns), effective.image_columns),
         relations=_relations(relations, effective),
         required=tuple(one.lower() for one in _list("compartments", compartments or ())),
+        storage=storage,
     )
+
+
+def _place(value: str | Path) -> str:
+    """A local path, or a URL of object storage."""
+    text = check_url(str(value))
+    return text if is_remote(text) else str(Path(text).expanduser())
 
 
 def _choice(name: str, value: object, choices: Sequence[str]) -> str:
@@ -158,11 +184,17 @@ def _image_columns(value: str | Sequence[str]) -> str | tuple[str, ...]:
     return texts
 
 
-def _work_folder(work_dir: str | Path, destination: Path) -> Path:
+def _work_folder(work_dir: str | Path | None, destination: str, storage: StorageOptions, shared: bool) -> str:
     """A folder in `work_dir` that belongs to one destination: other runs and other files there are left alone."""
-    own = neighbour(destination).name.removeprefix(f".{destination.name}")
-    mark = zlib.crc32(str(destination).encode("utf-8", "surrogateescape"))
-    return Path(work_dir).expanduser().absolute() / f"{destination.name[:100]}-{mark:08x}{own}"
+    if work_dir is None and not is_remote(destination):
+        return str(neighbour(Path(destination)))
+    if work_dir is None:
+        own = scratch_of(destination, storage)
+        return remote_neighbour(destination) if shared else str(own)
+    mark = zlib.crc32(destination.encode("utf-8", "surrogateescape"))
+    name = f"{destination.replace(os.sep, '/').rpartition('/')[2][:100]}-{mark:08x}{WORK_SUFFIX}"
+    place = _place(work_dir)
+    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place).absolute() / name)
 
 
 def _budget(size: str | int) -> int:
@@ -182,7 +214,7 @@ def _workers(wanted: int | None) -> int:
 
 def _formats(source_datatype: str | None, preset: Preset) -> tuple[Format, ...]:
     if source_datatype is None:
-        return (preset.format,) if preset.name else tuple(Format)
+        return (preset.format,) if preset.name else (Format.CSV, Format.SQLITE)
     return (Format(_choice("source_datatype", source_datatype.lower().lstrip("."), list(Format))),)
 
 

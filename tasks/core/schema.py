@@ -16,9 +16,17 @@ CAST_GROUPS = ("float", "integer", "string")
 _ARROW = {
     ColumnType.BOOL: pa.bool_(),
     ColumnType.INT64: pa.int64(),
+    ColumnType.FLOAT: pa.float32(),
     ColumnType.DOUBLE: pa.float64(),
     ColumnType.STRING: pa.string(),
 }
+_CAST_GROUP = {
+    ColumnType.FLOAT: "float",
+    ColumnType.DOUBLE: "float",
+    ColumnType.INT64: "integer",
+    ColumnType.STRING: "string",
+}
+_NUMBERS = {ColumnType.INT64, ColumnType.FLOAT, ColumnType.DOUBLE}
 _ALLOWED_CASTS = {
     "float": ("float32", "float64", "float", "double", "halffloat", "float16"),
     "integer": (
@@ -47,7 +55,7 @@ def widest(one: ColumnType | None, other: ColumnType | None) -> ColumnType | Non
     """
     if one is None or other is None or one == other:
         return one or other
-    if {one, other} == {ColumnType.INT64, ColumnType.DOUBLE}:
+    if {one, other} <= _NUMBERS:
         return ColumnType.DOUBLE
     return ColumnType.STRING
 
@@ -71,7 +79,7 @@ def from_arrow(type_: pa.DataType) -> ColumnType | None:
     if pa.types.is_integer(type_):
         return ColumnType.INT64
     if pa.types.is_floating(type_):
-        return ColumnType.DOUBLE
+        return ColumnType.FLOAT if type_.bit_width <= 32 else ColumnType.DOUBLE
     return ColumnType.STRING
 
 
@@ -91,8 +99,7 @@ def cast_type(type_: ColumnType, casts: tuple[tuple[str, str], ...]) -> str:
     >>> cast_type(ColumnType.DOUBLE, (("float", "float32"),)), cast_type(ColumnType.INT64, ())
     ('float', 'int64')
     """
-    group = {ColumnType.DOUBLE: "float", ColumnType.INT64: "integer", ColumnType.STRING: "string"}.get(type_)
-    chosen = dict(casts).get(group or "")
+    chosen = dict(casts).get(_CAST_GROUP.get(type_, ""))
     return str(pa.type_for_alias(chosen)) if chosen else str(to_arrow(type_))
 
 

@@ -9,7 +9,7 @@ import pytest
 from small import gathered, tables, write_csv, write_sqlite, write_table
 
 from prefect_cytotable.tasks.core.errors import BadSourceError, LayoutError, SourceNotFoundError
-from prefect_cytotable.tasks.core.gather import WORK_SUFFIX
+from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 
 PLATE = tables({1: 2, 2: 1})
 

@@ -105,7 +105,8 @@ def test_names_that_would_meet_are_refused(tmp_path: Path) -> None:
     content = dict(PLATE)
     header, rows = PLATE["Cells"]
     content["Cells"] = ([*header, "Cells_AreaShape_Area"], [(*row, 1) for row in rows])
-    with pytest.raises(LayoutError, match=r"'AreaShape_Area' and 'Cells_AreaShape_Area' of Cells would both be called"):
+    message = r"Cells has the columns 'AreaShape_Area' and 'Cells_AreaShape_Area', which would both be called"
+    with pytest.raises(LayoutError, match=message):
         inspect_source(write_csv(tmp_path / "plate", content))
 
 

@@ -229,13 +229,14 @@ def test_too_little_disk_is_refused_before_a_row_is_read(tmp_path: Path, run, mo
 
 
 def test_two_disks_are_looked_at_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_source(write_csv(tmp_path / "plate", tables({1: 400})))
+    source = write_csv(tmp_path / "plate", tables({1: 400}))
+    plan = plan_source(source, work_dir=tmp_path / "not" / "yet" / "there")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, plan.disk))
-    check_disk(plan, tmp_path / "not" / "yet" / "there", tmp_path / "out.parquet")
+    check_disk(plan, tmp_path / "scratch")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, plan.disk // 2 - 1))
     with pytest.raises(DiskSpaceError):
-        check_disk(plan, tmp_path, tmp_path / "out.parquet")
+        check_disk(plan, tmp_path / "scratch")
 
 
 def test_a_large_file_that_is_cut_off_is_skipped_as_a_small_one_is(tmp_path: Path, run) -> None:

@@ -15,7 +15,8 @@ from small import plan_source, tables, write_csv
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan
-from prefect_cytotable.tasks.core.store import Store, load_plan, lock, neighbour, sweep, whole
+from prefect_cytotable.tasks.core.places.files import whole
+from prefect_cytotable.tasks.core.store import LocalStore, load_plan, lock, neighbour
 
 
 @pytest.fixture
@@ -24,18 +25,18 @@ def plan(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "work")
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(str(tmp_path / "work"))
     store.prepare()
     return store
 
 
 @pytest.fixture
-def done(plan: Plan, store: Store) -> ChunkResult:
+def done(plan: Plan, store: LocalStore) -> ChunkResult:
     return convert_chunk(plan, plan.chunks[0], store)
 
 
-def test_a_chunk_that_is_done_is_not_converted_again(plan: Plan, store: Store, done: ChunkResult) -> None:
+def test_a_chunk_that_is_done_is_not_converted_again(plan: Plan, store: LocalStore, done: ChunkResult) -> None:
     assert not done.reused
     again = convert_chunk(plan, plan.chunks[0], store)
     assert again.reused
@@ -43,7 +44,9 @@ def test_a_chunk_that_is_done_is_not_converted_again(plan: Plan, store: Store, d
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "altered", "longer"])
-def test_a_record_of_a_damaged_part_is_not_trusted(plan: Plan, store: Store, done: ChunkResult, damage: str) -> None:
+def test_a_record_of_a_damaged_part_is_not_trusted(
+    plan: Plan, store: LocalStore, done: ChunkResult, damage: str
+) -> None:
     part = Path(done.parts[0].path)
     data = part.read_bytes()
     if damage == "missing":
@@ -59,19 +62,19 @@ def test_a_record_of_a_damaged_part_is_not_trusted(plan: Plan, store: Store, don
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"key": 5}', b"\xff\xfe"])
-def test_a_record_that_is_none_is_not_trusted(store: Store, done: ChunkResult, text: bytes) -> None:
+def test_a_record_that_is_none_is_not_trusted(store: LocalStore, done: ChunkResult, text: bytes) -> None:
     (store.records / f"{done.key}.json").write_bytes(text)
     assert store.load(done.key) is None
 
 
-def test_a_record_of_another_chunk_is_not_trusted(store: Store, done: ChunkResult) -> None:
+def test_a_record_of_another_chunk_is_not_trusted(store: LocalStore, done: ChunkResult) -> None:
     record = store.records / f"{done.key}.json"
     record.rename(store.records / "other.json")
     assert store.load("other") is None
     assert store.load(done.key) is None
 
 
-def test_a_plan_comes_back_as_it_was(plan: Plan, store: Store) -> None:
+def test_a_plan_comes_back_as_it_was(plan: Plan, store: LocalStore) -> None:
     assert load_plan(store.save_plan(plan)) == plan
 
 
@@ -88,23 +91,25 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
-def test_what_a_killed_run_left_half_done_is_swept_and_nothing_else(store: Store, done: ChunkResult) -> None:
-    strangers = [store.folder / "mine.txt", store.parts / "mine.parquet"]
+def test_what_a_killed_run_left_half_done_is_swept_and_nothing_else(
+    tmp_path: Path, store: LocalStore, done: ChunkResult
+) -> None:
+    strangers = [Path(store.folder) / "mine.txt", store.parts / "mine.parquet"]
     left = [
-        store.folder / "plan-0123.json",
-        store.folder / ".tmp-0123",
+        Path(store.folder) / "plan-0123.json",
+        Path(store.folder) / ".tmp-0123",
         store.parts / ".tmp-0123-a.parquet",
         store.records / ".tmp-0123-a.json",
     ]
     for path in (*strangers, *left):
         path.write_text("x")
-    (store.folder / ".tmp-folder").mkdir()
-    (store.folder / ".tmp-folder" / "x").write_text("x")
-    sweep(store.folder)
-    assert not any(path.exists() for path in (*left, store.folder / ".tmp-folder"))
+    (Path(store.folder) / ".tmp-folder").mkdir()
+    (Path(store.folder) / ".tmp-folder" / "x").write_text("x")
+    store.sweep()
+    assert not any(path.exists() for path in (*left, Path(store.folder) / ".tmp-folder"))
     assert all(path.exists() for path in strangers)
     assert store.load(done.key) is not None
-    sweep(store.folder / "nothing")
+    LocalStore(str(tmp_path / "nothing")).sweep()
 
 
 def test_interrupted_files_beside_the_destination_go_with_the_next_run(tmp_path: Path, run) -> None:
@@ -119,7 +124,10 @@ def test_interrupted_files_beside_the_destination_go_with_the_next_run(tmp_path:
 def test_the_second_run_to_a_destination_is_refused(tmp_path: Path, run) -> None:
     source = write_csv(tmp_path / "plate", tables({1: 3}))
     destination = tmp_path / "out.parquet"
-    with lock(destination), pytest.raises(DestinationBusyError, match="another run is writing there"):
+    with (
+        lock(neighbour(destination), str(destination)),
+        pytest.raises(DestinationBusyError, match=r"out\.parquet: another run is writing there"),
+    ):
         run(source, destination)
     assert not destination.exists()
     run(source, destination)
@@ -127,26 +135,26 @@ def test_the_second_run_to_a_destination_is_refused(tmp_path: Path, run) -> None
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    destination = tmp_path / "out.parquet"
+    folder = neighbour(tmp_path / "out.parquet")
     code = (
         "import sys; from pathlib import Path; from prefect_cytotable.tasks.core.store import lock\n"
-        "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "with lock(Path(sys.argv[1]), 'out'): print('held', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", code, str(destination)]
+    command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(DestinationBusyError), lock(destination):
+        with pytest.raises(DestinationBusyError), lock(folder, "out"):
             pass
         other.kill()
-    with lock(destination):
+    with lock(folder, "out"):
         pass
 
 
 def test_a_lock_that_an_ending_run_takes_away_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is opened before the other run removes it, and locked after."""
-    destination = tmp_path / "out.parquet"
-    path = neighbour(destination) / "lock"
+    folder = neighbour(tmp_path / "out.parquet")
+    path = folder / "lock"
     real, calls = fcntl.flock, []
 
     def slow(file: IO[str], operation: int) -> None:
@@ -157,9 +165,9 @@ def test_a_lock_that_an_ending_run_takes_away_is_none(tmp_path: Path, monkeypatc
         real(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", slow)
-    with lock(destination):
+    with lock(folder, "out"):
         assert path.exists()
-        with pytest.raises(DestinationBusyError), lock(destination):
+        with pytest.raises(DestinationBusyError), lock(folder, "out"):
             pass
 
 
@@ -179,7 +187,7 @@ barrier = threading.Barrier(8)
 def first():
     barrier.wait()
     try:
-        store.load_plan(Path(sys.argv[1]))
+        store.load_plan(sys.argv[1])
     except msgspec.ValidationError:
         pass
 threads = [threading.Thread(target=first) for _ in range(8)]

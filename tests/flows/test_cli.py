@@ -368,12 +368,12 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 def test_help_lists_every_command() -> None:
     done = called("--help")
     assert done.returncode == 0
-    assert set(parsers()) == {"convert", "plan", "presets", "demo", "server"}
+    assert set(parsers()) == {"convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch", "concat"}
     for name in parsers():
         assert re.search(rf"^ +{name} +\S", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["convert", "plan", "presets", "demo", "server"])
+@pytest.mark.parametrize("name", ["convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch", "concat"])
 def test_the_help_of_each_command_documents_each_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     done = called(name, "--help")
@@ -391,7 +391,9 @@ def test_every_argument_of_convert_is_an_option() -> None:
     arguments = set(inspect.signature(convert).parameters)
     elsewhere = {"source_path": "source", "dest_path": "destination", "progress": "quiet"}
     missing = {elsewhere.get(name, name) for name in arguments} - options
-    assert missing == {"dest_datatype"}, "Parquet is all there is to choose"
+    assert missing == {"dest_datatype", "profile"}, (
+        "Parquet is all there is to choose; a profile is a command of its own"
+    )
 
 
 def test_every_option_of_plan_is_one_of_convert() -> None:

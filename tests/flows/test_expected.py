@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ pytestmark = pytest.mark.usefixtures("local")
 
 CSV_KEYS = ["Metadata_ImageNumber", "Metadata_ObjectNumber"]
 SQLITE_KEYS = ["Metadata_ImageNumber", "Cytoplasm_Number_Object_Number"]
+HEALTH_KEYS = ["Metadata_TableNumber", "Metadata_ImageNumber", "Cytoplasm_ObjectNumber"]
+IN_CARTA_KEYS = ["OBJECT ID", "WELL LABEL", "FOV", "Primary Target cg X wv1", "Primary Target cg Y wv1"]
 JOINED = {
     "example_human": ("cellprofiler_csv/ExampleHuman", "cellprofiler_csv", CSV_KEYS),
     "nf1": ("cellprofiler_sqlite/nf1.sqlite", "cellprofiler_sqlite", SQLITE_KEYS),
     "nf1_pycytominer": ("cellprofiler_sqlite/nf1.sqlite", "cellprofiler_sqlite_pycytominer", SQLITE_KEYS),
+    "cell_health": (
+        "cytominer_database/cell_health.sqlite",
+        "cell-health-cellprofiler-to-cytominer-database",
+        HEALTH_KEYS,
+    ),
 }
 
 
@@ -29,12 +37,14 @@ def expected_of(samples: Path, name: str) -> pa.Table:
     return pq.read_table(samples / "expected" / f"{name}.parquet")
 
 
-@pytest.mark.parametrize("chunk_size", [None, 50])
+@pytest.mark.parametrize("chunk_size", [None, 50, 4])
 @pytest.mark.parametrize("name", JOINED)
 def test_every_expected_column_has_the_expected_values(
     samples: Path, tmp_path: Path, name: str, chunk_size: int | None
 ) -> None:
     path, preset, keys = JOINED[name]
+    if chunk_size == 4 and name != "cell_health":
+        pytest.skip("the others have images enough for 50")
     table = converted(samples / path, tmp_path / "out.parquet", preset=preset, chunk_size=chunk_size)
     assert differences(table, expected_of(samples, name), keys) == []
 
@@ -67,6 +77,66 @@ def test_the_unjoined_tables_are_the_expected_ones(samples: Path, tmp_path: Path
         keys = CSV_KEYS if stem != "image" else CSV_KEYS[:1]
         assert differences(table, expected, keys) == []
         assert set(table.column_names) == set(expected.column_names)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100])
+def test_in_carta_is_as_expected_joined_or_not(samples: Path, tmp_path: Path, chunk_size: int | None) -> None:
+    arguments: dict[str, Any] = {"preset": "in-carta", "chunk_size": chunk_size}
+    expected = expected_of(samples, "in_carta")
+    table = converted(samples / "in_carta", tmp_path / "out.parquet", **arguments)
+    assert differences(table, expected, IN_CARTA_KEYS) == []
+    assert table.column_names == ["Metadata_TableNumber", *expected.column_names]
+    unjoined: Any = convert(samples / "in_carta", tmp_path / "tables", join=False, **arguments)
+    ((entry,),) = unjoined.values()
+    assert pq.read_table(entry["table"][0]).equals(table)
+
+
+def test_deepprofiler_is_as_expected_in_the_precision_of_its_archive(samples: Path, tmp_path: Path) -> None:
+    """CytoTable writes float32 features as doubles; they are the same numbers."""
+    expected = expected_of(samples, "deepprofiler_a01_5")
+    source, arguments = samples / "deepprofiler", {"preset": "deepprofiler"}
+    table = converted(source, tmp_path / "out.parquet", **arguments)
+    assert table.column_names == expected.column_names
+    features = [name for name in expected.column_names if name.startswith("efficientnet_")]
+    assert len(features) == 6400
+    assert {table.schema.field(name).type for name in features} == {pa.float32()}
+    doubles = dict.fromkeys(features, "double")
+    wide = table.cast(pa.schema([(one.name, doubles.get(one.name, one.type)) for one in table.schema]))
+    assert differences(wide, expected, ["Location_Center_X", "Location_Center_Y"]) == []
+    unjoined: Any = convert(source, tmp_path / "tables", join=False, **arguments)
+    ((entry,),) = unjoined.values()
+    assert pq.read_table(entry["table"][0]).equals(table)
+
+
+def parents_of(folder: Path) -> dict[tuple[int, int], tuple[int, int]]:
+    """(cell, nucleus) of each cytoplasm of a folder of CSV files, as Python's csv module tells."""
+    with (folder / "Cytoplasm.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (int(one["ImageNumber"]), int(one["ObjectNumber"])): (int(one["Parent_Cells"]), int(one["Parent_Nuclei"]))
+        for one in rows
+    }
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_data_a_is_the_same_as_folders_and_as_one_file(samples: Path, tmp_path: Path, chunk_size: int | None) -> None:
+    """Two datasets of four images each; the database is what cytominer-database made of the folders."""
+    folders, database = samples / "cytominer_database" / "data_a", samples / "cytominer_database" / "data_a.sqlite"
+    as_csv = converted(folders, tmp_path / "csv.parquet", chunk_size=chunk_size)
+    as_sqlite = converted(
+        database, tmp_path / "sqlite.parquet", preset="cellprofiler_sqlite_cpg0016_jump", chunk_size=chunk_size
+    )
+    assert as_csv.num_rows == as_sqlite.num_rows == 40
+    assert set(as_sqlite["Metadata_TableNumber"].to_pylist()) == {1686980, 1879029464}
+    shared = sorted(set(as_csv.column_names) & set(as_sqlite.column_names) - {"Metadata_TableNumber"})
+    assert len(shared) > 500
+    assert differences(as_csv.select(shared), as_sqlite.select(shared), CSV_KEYS) == []
+    known = parents_of(folders / "1") | parents_of(folders / "2")
+    keys = ("Metadata_ImageNumber", "Metadata_ObjectNumber")
+    for table, prefix in ((as_csv, "Metadata_Cytoplasm_Parent_"), (as_sqlite, "Cytoplasm_Parent_")):
+        names = (*keys, f"{prefix}Cells", f"{prefix}Nuclei")
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+        assert {row[:2]: row[2:] for row in rows} == known
 
 
 def test_data_a_gives_twenty_cells_of_each_folder(samples: Path, tmp_path: Path) -> None:

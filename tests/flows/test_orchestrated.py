@@ -57,7 +57,7 @@ TOLD = ["Flow", "chunks", "rows", "wrote"]
 """How the lines begin that a run tells, before that with the number of chunks."""
 
 STAGES = ["gather", "inspect", "plan", "report", "write"]
-SECONDS = 60.0
+SECONDS = 150.0
 """How long anything is waited for; each takes a few seconds on a machine that does nothing else."""
 
 
@@ -213,7 +213,8 @@ def test_the_command_line_is_an_ordinary_flow_run(
     assert done.stdout == ""
     run = served.flow_run(done.stderr)
     told = done.stderr.splitlines()
-    assert [line.split(":")[0].split(" ")[0] for line in told] == [*TOLD, str(len(names))], told
+    begins = dict.fromkeys(line.split(":")[0].split(" ")[0] for line in told)  # a slow one tells its chunks often
+    assert [*begins] == [*TOLD, str(len(names))], told
     assert (tmp_path / "out.parquet").read_bytes() == undisturbed
     assert listing(tmp_path) == ["out.parquet"]
 
@@ -228,7 +229,8 @@ def test_the_command_line_is_an_ordinary_flow_run(
     )
     (account,) = [one for one in artifacts if one.key == "row-account"]
     (row,) = json.loads(str(account.data))
-    rows = int(told[2].split()[1].replace(",", ""))
+    (counts,) = [line for line in told if line.startswith("rows: ")]
+    rows = int(counts.split()[1].replace(",", ""))
     assert (row["dataset"], row["rows in"], row["rows out"], row["dropped"]) == ("plate.sqlite", rows, rows, "none")
 
 
@@ -840,7 +842,7 @@ def test_dask_without_a_server_starts_one_for_the_run(
         text=True,
         cwd=tmp_path,
         env=served.variables(PREFECT_HOME=str(tmp_path / "home")),
-        timeout=180,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr

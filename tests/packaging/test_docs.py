@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cytotable.flows import cli, convert
+from prefect_cytotable.flows import cli, convert, fetch_obs
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
 from prefect_cytotable.tasks.core.model import Cause, Preset
 from prefect_cytotable.tasks.core.naming import Namer, label_of
@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "presets", "demo", "server")
+COMMANDS = ("convert", "plan", "fetch", "concat", "presets", "demo", "server", "profile", "memory")
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def options(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     return set(re.findall(r"--[a-z][a-z-]*[a-z]", capsys.readouterr().out))
 
 
-def documented(heading: str) -> set[str]:
+def documented(heading: str, page: str = "command-line.md") -> set[str]:
     """The long options in the first column below a heading of the reference."""
-    cells = [row[0] for row in rows(PAGES / "command-line.md", heading)]
+    cells = [row[0] for row in rows(PAGES / page, heading)]
     return {option for cell in cells for option in re.findall(r"--[a-z][a-z-]*[a-z]", cell)}
 
 
@@ -125,7 +125,9 @@ def test_every_option_is_documented_and_no_other(
     assert all(everywhere <= one for one in found.values())
     assert documented("convert and plan") == found["plan"] - everywhere
     assert documented("convert alone") == found["convert"] - found["plan"]
-    assert documented("server") == found["server"] - everywhere
+    for one in ("server", "profile", "memory"):
+        assert documented(one) == found[one] - everywhere
+    assert documented("Options", "fetch.md") == found["fetch"] - everywhere
     assert found["presets"] == found["demo"] == everywhere
 
 
@@ -141,9 +143,33 @@ def test_options_have_the_arguments_that_they_are_said_to_have() -> None:
     assert arguments <= set(inspect.signature(convert).parameters)
 
 
+def test_options_of_fetch_have_the_arguments_and_defaults_that_they_are_said_to_have() -> None:
+    parameters = inspect.signature(fetch_obs).parameters
+    table = [row for row in rows(PAGES / "fetch.md", "Options") if row[0].startswith("`")]
+    named = {name: row[2] for row in table for name in quoted(row[1])}
+    beside = {"source_path", "dest_path", "progress", "profile"}  # a command has its own for these
+    assert set(named) == set(parameters) - beside
+    for name, text in named.items():
+        if found := re.search(r"Default `([^`]+)`|`([^`]+)` \(default\)", text):
+            assert (found[1] or found[2]) == parameters[name].default, name
+
+
+def test_options_of_the_study_name_options_that_are_there() -> None:
+    known = documented("Options", "fetch.md") | documented("profile")
+    shown = {
+        option
+        for row in rows(PAGES / "fetch.md", "Options of the study")
+        for option in re.findall(r"--[a-z][a-z-]+", row[1])
+    }
+    assert shown
+    assert shown <= known
+
+
 def test_readme_options_are_documented() -> None:
     shown = set(re.findall(r"`(--[a-z][a-z-]*[a-z])", README.read_text(encoding="utf-8")))
-    known = documented("convert and plan") | documented("convert alone") | documented("server")
+    known = documented("convert and plan") | documented("convert alone")
+    known |= {option for one in ("server", "profile", "memory") for option in documented(one)}
+    known |= documented("Options", "fetch.md")
     assert shown <= known
 
 
@@ -191,7 +217,9 @@ def test_worked_examples_of_names() -> None:
 
 def test_variables_that_are_documented_are_read() -> None:
     code = "\n".join(
-        path.read_text(encoding="utf-8") for folder in ("flows", "tasks") for path in (ROOT / folder).rglob("*.py")
+        path.read_text(encoding="utf-8")
+        for folder in ("flows", "tasks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
     )
     for page in DOCUMENTS:
         for name in re.findall(r"\b(?:PREFECT_)?CYTOTABLE_[A-Z_]+", page.read_text(encoding="utf-8")):

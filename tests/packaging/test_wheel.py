@@ -89,7 +89,7 @@ def test_entry_points_and_metadata(wheel: Path, names: set[str]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         points = archive.read(entry_points).decode()
         text = archive.read(metadata).decode()
-    assert "[console_scripts]\nprefect-cytotable = prefect_cytotable.flows.cli:main" in points
+    assert "[console_scripts]\nprefect-cytotable = prefect_cytotable.flows.entry:main" in points
     assert "[prefect.collections]\nprefect_cytotable = prefect_cytotable.flows" in points
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"Version: {project['version']}" in text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_cytotable.tasks.core.errors import PresetError, nearest
-from prefect_cytotable.tasks.core.model import IMAGE, Format, Preset, PresetRelation
+from prefect_cytotable.tasks.core.model import ANY_TABLE, IMAGE, Format, Preset, PresetRelation
 
 _FIELDS: dict[str, type] = {
     "title": str,
@@ -29,6 +29,7 @@ _FIELDS: dict[str, type] = {
     "image_columns": list,
     "relations": list,
 }
+_OPTIONAL: dict[str, type] = {"table_number": str, "keep_names": bool}
 _RELATION_FIELDS = ("child", "parent", "column")
 
 
@@ -83,11 +84,12 @@ def _parsed(name: str, text: str, where: str) -> Preset:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PresetError(f"{where} is not valid TOML: {error}.") from error
+    fields = _FIELDS | _OPTIONAL
     for key, value in data.items():
-        if key not in _FIELDS:
-            raise PresetError(f"{where} has the field {key!r}. {nearest(key, _FIELDS)}")
-        if not isinstance(value, _FIELDS[key]):
-            raise PresetError(f"{where}: {key} is {value!r}, not a {_FIELDS[key].__name__}.")
+        if key not in fields:
+            raise PresetError(f"{where} has the field {key!r}. {nearest(key, fields)}")
+        if not isinstance(value, fields[key]):
+            raise PresetError(f"{where}: {key} is {value!r}, not a {fields[key].__name__}.")
     for key in _FIELDS:
         if key not in data:
             raise PresetError(f"{where} lacks the field {key!r}.")
@@ -96,9 +98,17 @@ def _parsed(name: str, text: str, where: str) -> Preset:
     compartments = tuple(_key(one) for one in _texts(data, "compartments", where))
     for field, known in (("object_number", {"label"}), ("table_names", {"label"})):
         for pattern in [data[field]] if isinstance(data[field], str) else _texts(data, field, where):
+            if field == "object_number" and not pattern and ANY_TABLE in data["table_names"]:
+                continue
             _check_pattern(pattern, known, field, where)
-            if field == "table_names" and pattern.count("{label}") != 1:
-                raise PresetError(f"{where}: table_names holds {pattern!r}, which needs {{label}} once.")
+            if field == "table_names" and pattern != ANY_TABLE and pattern.count("{label}") != 1:
+                raise PresetError(
+                    f"{where}: table_names holds {pattern!r}, which needs {{label}} once, or is {ANY_TABLE!r} alone."
+                )
+    if ANY_TABLE in data["table_names"] and (len(compartments) != 1 or data["metadata"]):
+        raise PresetError(f"{where}: table_names is {ANY_TABLE!r}, so there is one compartment and no metadata table.")
+    if not data["image_number"] and ANY_TABLE not in data["table_names"]:
+        raise PresetError(f"{where}: image_number is empty. Only where table_names is {ANY_TABLE!r} may it be.")
     if data["base"] and _key(data["base"]) not in compartments:
         raise PresetError(f"{where}: base is {data['base']!r}. {nearest(data['base'], compartments)}")
     return Preset(
@@ -114,6 +124,8 @@ def _parsed(name: str, text: str, where: str) -> Preset:
         identifying=_texts(data, "identifying", where),
         image_columns=_texts(data, "image_columns", where),
         relations=tuple(_relation(one, compartments, where) for one in data["relations"]),
+        table_number=data.get("table_number", "TableNumber"),
+        keep_names=data.get("keep_names", False),
     )
 
 

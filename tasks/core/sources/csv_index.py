@@ -7,9 +7,9 @@ fields. Fields in quotes may hold delimiters and line breaks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import Span
 from prefect_cytotable.tasks.core.sources.base import ImageRows, Index
+from prefect_cytotable.tasks.core.sources.csv_header import Header
+from prefect_cytotable.tasks.core.sources.csv_values import MISSING as ABSENT
+from prefect_cytotable.tasks.core.sources.csv_values import NAN, NUMBER
+from prefect_cytotable.tasks.core.sources.row_index import MISSING, Integers, Mask, by_image, runs, uniqueness
+from prefect_cytotable.tasks.core.sources.text import Text
 
 BLOCK_BYTES = 16 << 20
 SPLIT_ROWS = 512
@@ -25,11 +30,15 @@ SPLIT_ROWS = 512
 LONGEST_ROW = 64 << 20
 """Bytes after which a row without an end is taken for one whose quote is not closed."""
 
-_NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
-_MISSING = int(np.iinfo(np.int64).min)
+_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _LARGEST = 2.0**53
+_ABSENT = MISSING + 1
+"""Stands for an empty field, until it is decided what that means."""
 
-Integers = NDArray[np.int64]
+_IS_NUMBER = re.compile(NUMBER.encode())
+_IS_NAN = re.compile(NAN.encode())
+_NOTHING = {one.encode() for one in ABSENT}
+
 Bytes = NDArray[np.uint8]
 
 
@@ -43,72 +52,85 @@ class Rows:
     objects: Integers | None
 
 
-def index_of(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Index:
+def index_of(text: Text, header: Header, image_field: int | None, object_field: int | None) -> Index:
     """The index of a CSV file.
 
     Args:
-        path: The file.
-        header_bytes: Where its first row begins.
-        image_field: Position of the image number among the fields.
+        text: The file.
+        header: Its header.
+        image_field: Position of the image number among the fields, or None where rows belong to no numbered image.
         object_field: Position of the object number, or None for an image table.
 
     Raises:
         BadSourceError: A row has too few fields, or the file ends within a row.
     """
-    rows = scan(path, header_bytes, image_field, object_field)
-    known = rows.images != _MISSING
-    unique, finding = _uniqueness(rows, known)
+    rows = scan(text, header, image_field, object_field)
+    if image_field is None:
+        return Index(tuple(_stretches(rows)), 0, None, "rows have no keys")
+    known = rows.images != MISSING
+    unique, finding = uniqueness(rows.images, rows.objects, known)
     return Index(tuple(_images(rows, known)), int((~known).sum()), unique, finding)
 
 
-def scan(path: Path, header_bytes: int, image_field: int, object_field: int | None) -> Rows:
+def scan(text: Text, header: Header, image_field: int | None, object_field: int | None) -> Rows:
     """Byte ranges and keys of all rows; see `index_of`."""
-    fields = [image_field] if object_field is None else [image_field, object_field]
+    fields = [field for field in (image_field, object_field) if field is not None]
     pieces: list[tuple[Integers, ...]] = []
-    for offset, block in _blocks(path, header_bytes):
+    for offset, block in _blocks(text, header.start):
         try:
-            starts, stops, keys = _rows_of(block, fields)
+            starts, stops, keys = _rows_of(block, fields, ord(header.delimiter))
         except ValueError as error:
             raise BadSourceError(
-                str(path), f"near byte {offset:,} {error}", "Export the file again, or repair the row."
+                text.where, f"near byte {offset:,} {error}", "Export the file again, or repair the row."
             ) from error
         pieces.append((starts + offset, stops + offset, *keys))
     empty = np.empty(0, np.int64)
     columns = [np.concatenate(parts) for parts in zip(*pieces, strict=True)] if pieces else [empty] * 4
-    return Rows(columns[0], columns[1], columns[2], columns[3] if object_field is not None else None)
+    if header.groups and object_field is not None:  # rows that another compartment is longer by are none of this one
+        columns = [one[columns[-1] != _ABSENT] for one in columns]
+    for numbers in columns[2:]:
+        numbers[numbers == _ABSENT] = MISSING
+    images = columns[2] if image_field is not None else np.full(len(columns[0]), MISSING)
+    return Rows(columns[0], columns[1], images, columns[3] if object_field is not None else None)
 
 
-def _blocks(path: Path, start: int) -> Iterator[tuple[int, Bytes]]:
+def _stretches(rows: Rows) -> Iterator[ImageRows]:
+    """Rows without keys in stretches, counted from one."""
+    for number, start in enumerate(range(0, len(rows.starts), SPLIT_ROWS), start=1):
+        stop = min(start + SPLIT_ROWS, len(rows.starts))
+        yield ImageRows(number, stop - start, (Span(int(rows.starts[start]), int(rows.stops[stop - 1])),))
+
+
+def _blocks(text: Text, start: int) -> Iterator[tuple[int, Bytes]]:
     """(offset, bytes) of stretches that end with a row's end."""
-    with path.open("rb") as file:
-        file.seek(start)
+    with text.stream(start) as file:
         rest = b""
         while data := file.read(BLOCK_BYTES):
             data = rest + data
-            end = _last_row_end(data)
+            end = last_row_end(data)
             if end:
                 yield start, np.frombuffer(data, np.uint8, count=end)
             start, rest = start + end, data[end:]
             if len(rest) > max(LONGEST_ROW, BLOCK_BYTES):
                 raise BadSourceError(
-                    str(path),
+                    text.where,
                     f"the row at byte {start:,} does not end: a quote in it is not closed",
                     "Export the file again, or repair the row.",
                 )
     if rest:
-        raise cut_off(path)
+        raise cut_off(text.where)
 
 
-def cut_off(path: Path) -> BadSourceError:
+def cut_off(where: str) -> BadSourceError:
     """What is wrong with a file that ends within a row."""
     return BadSourceError(
-        str(path),
+        where,
         "it ends within a row: the file is cut off, its last line lacks a line break, or a quote is not closed",
         "Export the file again; if it is whole, add a line break at its end.",
     )
 
 
-def _last_row_end(data: bytes) -> int:
+def last_row_end(data: bytes) -> int:
     """Bytes up to and with the last line break outside quotes; `data` begins outside quotes."""
     end = data.rfind(b"\n") + 1
     inside = data.count(b'"', 0, end) % 2
@@ -119,9 +141,9 @@ def _last_row_end(data: bytes) -> int:
     return end
 
 
-def _rows_of(block: Bytes, fields: list[int]) -> tuple[Integers, Integers, list[Integers]]:
+def _rows_of(block: Bytes, fields: list[int], delimiter: int) -> tuple[Integers, Integers, list[Integers]]:
     """(starts, stops, numbers of each field) of the rows of a block."""
-    separator = (block == _COMMA) | (block == _NEWLINE)
+    separator = (block == delimiter) | (block == _NEWLINE)
     if (quotes := block == _QUOTE).any():
         separator &= (np.cumsum(quotes, dtype=np.uint8) & 1) == 0
     separators = np.flatnonzero(separator)
@@ -158,48 +180,25 @@ def _numbers(block: Bytes, begins: Integers, ends: Integers) -> Integers:
 
 
 def _number(text: bytes) -> int:
-    try:
-        value = float(text.strip().strip(b'"').strip())
-    except ValueError:
-        return _MISSING
-    return int(value) if value.is_integer() and abs(value) < _LARGEST else _MISSING
+    """What a field numbers, by the rules of `csv_values.converted`."""
+    text = text.strip().strip(b'"').strip()
+    if text in _NOTHING or _IS_NAN.match(text):
+        return _ABSENT
+    if not _IS_NUMBER.match(text):
+        return MISSING
+    if text.lstrip(b"+-").isdigit() and not text.startswith(b"+"):
+        value = int(text) if len(text) <= 20 else 0
+        return value if _ABSENT < value < -MISSING else MISSING
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < _LARGEST else MISSING
 
 
-def _images(rows: Rows, known: NDArray[np.bool_]) -> Iterator[ImageRows]:
+def _images(rows: Rows, known: Mask) -> Iterator[ImageRows]:
     """The rows of each image; rows that lie together make one span, large ones several."""
-    order = np.flatnonzero(known)
-    order = order[np.argsort(rows.images[order], kind="stable")]
-    images = rows.images[order]
-    borders = np.flatnonzero(np.diff(images)) + 1
-    for places in np.split(order, borders) if len(order) else []:
-        yield ImageRows(int(rows.images[places[0]]), len(places), tuple(_spans(rows, places)))
+    for image, places in by_image(rows.images, known):
+        yield ImageRows(image, len(places), tuple(_spans(rows, places)))
 
 
 def _spans(rows: Rows, places: Integers) -> Iterator[Span]:
-    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
-    numbers = rows.objects
-    ordered = (
-        numbers is not None
-        and len(places) > SPLIT_ROWS
-        and bool((numbers[places] != _MISSING).all())
-        and bool((np.diff(numbers[places]) >= 0).all())
-    )
-    for run in runs:
-        for start in range(0, len(run), SPLIT_ROWS) if ordered else [0]:
-            piece = run[start : start + SPLIT_ROWS] if ordered else run
-            bounds = (int(numbers[piece[0]]), int(numbers[piece[-1]])) if ordered and numbers is not None else (0, 0)
-            yield Span(int(rows.starts[piece[0]]), int(rows.stops[piece[-1]]), *bounds)
-
-
-def _uniqueness(rows: Rows, known: NDArray[np.bool_]) -> tuple[bool | None, str]:
-    if rows.objects is None:
-        return None, "one row for each image"
-    known = known & (rows.objects != _MISSING)
-    images, objects = rows.images[known], rows.objects[known]
-    order = np.lexsort((objects, images))
-    images, objects = images[order], objects[order]
-    again = np.flatnonzero((np.diff(images) == 0) & (np.diff(objects) == 0))
-    if not len(again):
-        return True, "unique (counted)"
-    listed = "; ".join(f"image {images[place]}, object {objects[place]}" for place in again[:3])
-    return False, f"repeated: {listed}"
+    for run in runs(places, rows.objects, SPLIT_ROWS):
+        yield Span(int(rows.starts[run.first]), int(rows.stops[run.last]), run.first_object, run.last_object)

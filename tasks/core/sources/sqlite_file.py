@@ -40,14 +40,18 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(status.st_size, status.st_mtime_ns, counter)
 
 
-def tables(path: Path) -> tuple[str, ...]:
+def tables(path: Path, where: str) -> tuple[str, ...]:
     """The names of a database's tables.
+
+    Args:
+        path: The database's file.
+        where: What an error calls it.
 
     Raises:
         BadSourceError: The file is no database, or a damaged one.
         SourceBusyError: Another program keeps it locked.
     """
-    with errors(str(path)), reading(path) as opened:
+    with errors(where), reading(path) as opened:
         rows = opened.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
         return tuple(name for (name,) in rows)
 
@@ -102,6 +106,13 @@ def errors(where: str) -> Iterator[None]:
             ) from error
         if isinstance(error, MemoryError | PermissionError | FileNotFoundError):
             raise
+        if "too many columns" in text:
+            raise BadSourceError(
+                where,
+                f"it has a table of more than 2,000 columns, which SQLite as it is built here cannot read: export that "
+                f"table as CSV, or with fewer measurements ({text})",
+                "Until then no table of the file can be read.",
+            ) from error
         raise BadSourceError(
             where,
             f"SQLite cannot read it ({text})",

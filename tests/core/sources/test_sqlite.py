@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Format, Source
+from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.sources import sqlite_file, sqlite_rows
-from prefect_cytotable.tasks.core.sources.base import Answer, Keys, Request
+from prefect_cytotable.tasks.core.sources.base import Answer, Index, Keys, Request
 from prefect_cytotable.tasks.core.sources.sqlite import SqliteReader
 from prefect_cytotable.tasks.core.sources.sqlite_file import fingerprint, looks_like, tables
 
-READER = SqliteReader()
+READER = SqliteReader(Places())
 KEYS = Keys("ImageNumber", "ObjectNumber")
 INT, DOUBLE, TEXT = ColumnType.INT64, ColumnType.DOUBLE, ColumnType.STRING
 PLANNED = (("ImageNumber", INT), ("ObjectNumber", INT), ("Value", DOUBLE))
@@ -51,6 +52,11 @@ def made(path: Path, definition: str, rows: Iterable[Sequence[object]], table: s
 
 def source_of(path: Path, table: str = "Cells") -> Source:
     return Source("cells", str(path), Format.SQLITE, fingerprint(path), table)
+
+
+def index_of(source: Source, keys: Keys = KEYS) -> Index:
+    (index,) = READER.index([source], keys, True)
+    return index
 
 
 def values(path: Path, declared: str, given: Sequence[object], type_: ColumnType, definition: str = INDEXED) -> Answer:
@@ -179,7 +185,7 @@ def test_declared_types_decide_and_the_others_are_sampled(file: Path) -> None:
 @pytest.mark.parametrize("definition", [PLAIN, INDEXED], ids=["no index", "index"])
 def test_rows_without_numbers_are_kept_apart(file: Path, definition: str) -> None:
     source = made(file, definition.format("REAL"), [(1, 1, 0.5), (None, 1, 1.5), (2, None, 2.5), (None, None, 3.5)])
-    index = READER.index(source, KEYS, True)
+    index = index_of(source)
     assert [(one.image, one.rows) for one in index.images] == [(1, 1), (2, 1)]
     assert index.keyless == 2
     assert index.unique is True
@@ -194,7 +200,7 @@ def test_keys_of_another_class_are_numbers_all_the_same(file: Path, declared: st
     assert not answer.widened
     assert answer.table.schema.field("ImageNumber").type == pa.int64()
     if declared != "TEXT":  # a number that is stored as text numbers nothing for SQLite's comparisons
-        index = READER.index(source, KEYS, True)
+        index = index_of(source)
         assert [(one.image, one.rows) for one in index.images] == [(1, 2), (2, 1)]
         assert rows_of(source) == [(1, 1, 0.5), (1, 2, 1.5), (2, 1, 2.5)]
         assert READER.objects(source, KEYS, 1) == [1, 2]
@@ -208,7 +214,7 @@ def test_keys_that_number_nothing_are_null_and_never_widen(file: Path) -> None:
     table = answer.table.sort_by("Value")
     assert table.column("ImageNumber").to_pylist() == [1, None, None, 1, 2]
     assert table.column("ObjectNumber").to_pylist() == [1, 2, 3, None, None]
-    index = READER.index(source, KEYS, True)
+    index = index_of(source)
     assert [(one.image, one.rows) for one in index.images] == [(1, 2), (2, 1)]
     assert index.keyless == 2
     assert [row[0] for row in rows_of(source, images=(1, 2))] == [1, 1, 2]
@@ -217,7 +223,7 @@ def test_keys_that_number_nothing_are_null_and_never_widen(file: Path) -> None:
 
 def test_repeated_keys_are_found_and_named(file: Path) -> None:
     source = made(file, PLAIN.format("REAL"), [(1, 1, 0.5), (1, 2, 0.5), (1, 2, 0.5)])
-    index = READER.index(source, KEYS, True)
+    index = index_of(source)
     assert index.unique is False
     assert "image 1, object 2: 2 rows" in index.finding
 
@@ -226,7 +232,7 @@ def test_repeated_keys_are_found_and_named(file: Path) -> None:
 def test_the_images_of_an_index_hold_every_row_once(file: Path, keys: list[tuple[int, int]], indexed: bool) -> None:
     rows = [(image, number, image + number / 16) for image, number in keys]
     source = made(file, (INDEXED if indexed else PLAIN).format("REAL"), rows)
-    index = READER.index(source, KEYS, True)
+    index = index_of(source)
     assert [one.image for one in index.images] == sorted({image for image, _ in keys})
     for one in index.images:
         assert bool(one.spans) is not indexed
@@ -255,11 +261,11 @@ def test_names_with_quotes_blanks_and_unicode(file: Path, name: str) -> None:
     )
     keys = Keys("ImageNumber", name)
     assert READER.columns(source) == ("ImageNumber", name, "Value")
-    assert name in tables(file)
+    assert name in tables(file, str(file))
     assert READER.sample([source], 1 << 20, measures=True).types[name] is INT
     answer = READER.read(Request(source, keys, (("ImageNumber", INT), (name, INT), ("Value", DOUBLE)), images=(1, 1)))
     assert answer.table.sort_by(name).column("Value").to_pylist() == [0.5, None]
-    assert READER.index(source, keys, True).unique is True
+    assert index_of(source, keys).unique is True
     assert READER.objects(source, keys, 1) == [1, 2]
 
 
@@ -334,7 +340,7 @@ def test_a_database_being_written_is_read_as_last_committed_and_never_changed(wr
     other.execute("INSERT INTO Cells VALUES (3, 1, 9.5)")
     before = state(Path(source.path))
     assert before["plate.sqlite-wal"]
-    assert sum(one.rows for one in READER.index(source, KEYS, True).images) == 49 + 29
+    assert sum(one.rows for one in index_of(source).images) == 49 + 29
     assert len(rows_of(source)) == 49 + 29
     assert READER.count(source) == 49 + 29
     assert state(Path(source.path)) == before
@@ -352,7 +358,7 @@ def test_a_log_that_a_dead_program_left_is_read_and_left(written: tuple[Source, 
     before = state(copy / "plate.sqlite")
     left = source_of(copy / "plate.sqlite")
     assert len(rows_of(left)) == 49 + 29
-    assert sum(one.rows for one in READER.index(left, KEYS, True).images) == 49 + 29
+    assert sum(one.rows for one in index_of(left).images) == 49 + 29
     assert state(copy / "plate.sqlite") == before
 
 
@@ -373,9 +379,9 @@ def test_a_locked_database_is_busy(
     monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
     program(file).execute("BEGIN EXCLUSIVE")
     for step in (
-        lambda: tables(file),
+        lambda: tables(file, str(file)),
         lambda: READER.columns(source),
-        lambda: READER.index(source, KEYS, True),
+        lambda: index_of(source),
         lambda: READER.read(Request(source, KEYS, PLANNED)),
         lambda: fetched(source),
     ):
@@ -389,7 +395,8 @@ def fetched(source: Source) -> pa.Table:
     """The rows through the driver alone, without the look at the table that comes before."""
     with sqlite_file.errors(source.where):
         names = [f'"{name}"' for name, _ in PLANNED]
-        return sqlite_rows.fetch(Request(source, KEYS, PLANNED), list(PLANNED), names)
+        query = sqlite_rows.Query(Path(source.path), "", 'FROM "Cells"', ())
+        return sqlite_rows.fetch(query, list(PLANNED), names)
 
 
 def test_the_driver_waits_for_a_lock_that_passes(file: Path, program: Callable[[Path], Program]) -> None:
@@ -420,7 +427,7 @@ def test_a_database_with_damaged_pages_is_a_bad_source_or_whole(file: Path) -> N
             READER.read(Request(source, KEYS, columns))
         assert "Cells" in str(caught.value)
         with pytest.raises(BadSourceError):
-            READER.index(source, KEYS, True)
+            index_of(source)
         assert READER.count(source) in (None, count)
 
 
@@ -461,7 +468,7 @@ def test_a_file_that_went_away_is_not_made_anew(tmp_path: Path) -> None:
 def test_a_table_without_rows(file: Path) -> None:
     source = made(file, PLAIN.format("REAL"), [])
     assert rows_of(source) == []
-    assert READER.index(source, KEYS, True).images == ()
+    assert index_of(source).images == ()
     assert READER.sample([source], 1 << 20, measures=True).types["Value"] is DOUBLE
 
 
@@ -471,6 +478,6 @@ def test_a_view_is_read_as_a_table(file: Path) -> None:
         connection.execute("CREATE VIEW Nuclei AS SELECT * FROM Cells")
     view = source_of(file, "Nuclei")
     assert rows_of(view, images=(2, 2)) == [(2, 1, 0.5)]
-    index = READER.index(view, KEYS, True)
+    index = index_of(view)
     for one in index.images:
         assert len(rows_of(view, images=(one.image, one.image), spans=one.spans)) == one.rows

@@ -1,0 +1,90 @@
+"""Dictionary columns, with the labels that are used and no other.
+
+A store's column has the labels of all its rows, and every batch that is read carries them all: 20,000 donors for two
+thousand cells. What is written has the labels that its rows use, in the order in which they are first met, so that it
+does not depend on the batches. The labels of an ordered column are kept all, in their order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class Labels:
+    """The labels of one column that were met so far."""
+
+    def __init__(self, type_: pa.DictionaryType) -> None:
+        self.type = type_
+        self._codes: dict[object, int] = {}
+        self._dictionary: pa.Array | None = None
+        # Codes of the column's own width need no cast; an unsigned width has no room for "none yet".
+        signed = pa.types.is_signed_integer(type_.index_type)
+        self._width = np.dtype(type_.index_type.to_pandas_dtype() if signed else np.int64)
+        self._mapping: NDArray[np.signedinteger] = np.empty(0, self._width)
+        self._values = pa.array([], type_.value_type)
+
+    def encode(self, values: pa.DictionaryArray) -> pa.Array:
+        """The values as codes into `dictionary`, of the column's index type and null where they are null."""
+        self._follow(values.dictionary)
+        indices = values.indices
+        if not len(self._mapping):
+            return pa.nulls(len(indices), self.type.index_type)
+        valid = indices.is_valid().to_numpy(zero_copy_only=False) if indices.null_count else None
+        positions = (indices.fill_null(0) if indices.null_count else indices).to_numpy()
+        codes = self._mapping.take(positions)
+        unseen = (codes < 0) if valid is None else (codes < 0) & valid
+        if unseen.any():
+            self._learn(positions[unseen])
+            codes = self._mapping.take(positions)
+        if valid is None:
+            return _typed(pa.array(codes), self.type)
+        codes[~valid] = 0  # what lies below a null is written too
+        return _typed(pa.array(codes, mask=~valid), self.type)
+
+    def dictionary(self) -> pa.Array:
+        """The labels, by code."""
+        if len(self._values) != len(self._codes):
+            self._values = pa.array(list(self._codes), self.type.value_type)
+        return self._values
+
+    def _follow(self, dictionary: pa.Array) -> None:
+        """Know which code each entry of a batch's dictionary has; batches mostly come with the same one."""
+        if self._dictionary is not None and dictionary.equals(self._dictionary):
+            return
+        self._dictionary = dictionary
+        labels = dictionary.to_pylist()
+        if self.type.ordered:
+            for label in labels:
+                self._codes.setdefault(label, len(self._codes))
+        self._mapping = np.array([self._codes.get(label, -1) for label in labels], self._width)
+
+    def _learn(self, positions: NDArray[np.integer]) -> None:
+        """Give codes to entries of the dictionary, in the order in which they come."""
+        assert self._dictionary is not None
+        entries, first = np.unique(positions, return_index=True)
+        for entry in entries[np.argsort(first)].tolist():
+            self._mapping[entry] = self._codes.setdefault(self._dictionary[entry].as_py(), len(self._codes))
+
+
+def narrowed(codes: pa.Array, labels: Labels) -> pa.DictionaryArray:
+    """Codes as a dictionary array of the column's type with just the labels that these codes use."""
+    dictionary = labels.dictionary()
+    if not labels.type.ordered:
+        values = (codes.fill_null(0) if codes.null_count else codes).to_numpy()
+        used = np.zeros(max(len(dictionary), 1), np.bool_)
+        used[values] = True
+        if codes.null_count and not (values[codes.is_valid().to_numpy(zero_copy_only=False)] == 0).any():
+            used[0] = False
+        kept = np.flatnonzero(used[: len(dictionary)])
+        if len(kept) < len(dictionary):
+            places = (np.cumsum(used, dtype=np.int64) - 1).clip(0).astype(values.dtype)
+            mask = ~codes.is_valid().to_numpy(zero_copy_only=False) if codes.null_count else None
+            codes = _typed(pa.array(places.take(values), mask=mask), labels.type)
+            dictionary = dictionary.take(pa.array(kept))
+    return pa.DictionaryArray.from_arrays(codes, dictionary, ordered=labels.type.ordered)
+
+
+def _typed(codes: pa.Array, type_: pa.DictionaryType) -> pa.Array:
+    return codes if codes.type == type_.index_type else codes.cast(type_.index_type)

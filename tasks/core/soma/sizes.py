@@ -1,0 +1,95 @@
+"""How much is read at a time: SOMA's buffers, the rows of a slice, and the slices under way, from schema and budget."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from prefect_cytotable.tasks.core.budget import MIB, show_bytes
+from prefect_cytotable.tasks.core.errors import MemoryBudgetError
+from prefect_cytotable.tasks.core.soma.model import Sizes
+
+SMALLEST_BUDGET = 24 * MIB
+"""Bytes for one worker; a table's tiles and TileDB's threads take most of them (measured: 10-20 MiB)."""
+
+SMALLEST_SLICE, LARGEST_SLICE = 1 << 10, 1 << 18
+"""Joinids of a slice. Larger ones gain nothing in speed."""
+
+TEXT = 16
+"""Bytes of a text, where only the data can tell; a longer one makes more batches of a slice, not larger ones."""
+
+COPIES = 2
+"""A slice lies in SOMA's buffers and in Arrow's arrays."""
+
+BATCHES = 2
+"""Batches that a slice comes in where all its rows are wanted. One takes 15% less CPU and 45 MiB more, four take 30%
+more CPU and save 6 MiB (measured, two readers, columns of the Census)."""
+
+MOST_READERS = 4
+"""Slices read at the same time: TileDB decodes one mostly on one thread (measured: 2 readers 1.5 times as fast)."""
+
+_SMALLEST_BUFFER = 1 << 16
+
+
+def value_bytes(type_: pa.DataType) -> int:
+    """Bytes of a value in an Arrow array, its offset among them.
+
+    >>> value_bytes(pa.int64()), value_bytes(pa.dictionary(pa.int16(), pa.string())), value_bytes(pa.large_string())
+    (8, 2, 24)
+    """
+    if pa.types.is_dictionary(type_):
+        return value_bytes(type_.index_type)
+    try:
+        return max(int(type_.bit_width) // 8, 1)
+    except ValueError:  # of any length
+        return 8 + TEXT
+
+
+def row_bytes(schema: pa.Schema) -> int:
+    """Bytes of a row, with a byte for each value that can be missing, as SOMA's buffers have it."""
+    return sum(value_bytes(field.type) + field.nullable for field in schema)
+
+
+def widest(schema: pa.Schema) -> int:
+    """Bytes of the widest value of fixed length."""
+    return max((value_bytes(field.type) for field in schema if value_bytes(field.type) != 8 + TEXT), default=8)
+
+
+def group_rows(budget: int, bytes_of_row: int) -> int:
+    """Rows of a slice and of a group of the output: the power of two of which ten fit the budget.
+
+    Three slices read or waiting, each in two forms, and their tiles; a group, gathered and encoded.
+
+    >>> group_rows(128 << 20, 134), group_rows(128 << 20, 1000)
+    (65536, 8192)
+    """
+    fitting = max(budget // (10 * max(bytes_of_row, 1)), 1)
+    return min(max(1 << (fitting.bit_length() - 1), SMALLEST_SLICE), LARGEST_SLICE)
+
+
+def sizes(budget: int, bytes_of_row: int, widest_value: int, buffer_bytes: int, threads: int) -> Sizes:
+    """Sizes for one worker.
+
+    Args:
+        budget: Bytes that the worker may take above its interpreter.
+        bytes_of_row: Of the output, see `row_bytes`.
+        widest_value: See `widest`.
+        buffer_bytes: What the user wants as SOMA's buffer for a column; 0 for what a slice needs.
+        threads: Processors.
+
+    Raises:
+        MemoryBudgetError: It is too small for anything.
+    """
+    if budget < SMALLEST_BUDGET:
+        raise MemoryBudgetError(
+            f"memory_budget is {show_bytes(budget)}, and TileDB needs {show_bytes(SMALLEST_BUDGET)} above the program "
+            f"itself. Give at least that."
+        )
+    rows = group_rows(budget, bytes_of_row)
+    each = COPIES * rows * bytes_of_row
+    readers = min(max(budget // max(each, 1) - 1, 1), max(threads, 1), MOST_READERS)
+    return Sizes(
+        rows=rows,
+        buffer_bytes=buffer_bytes or max(rows // BATCHES * widest_value, _SMALLEST_BUFFER),
+        readers=readers,
+        tile_bytes=max(budget // (2 * readers), SMALLEST_BUDGET // 2),
+    )

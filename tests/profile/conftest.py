@@ -1,0 +1,81 @@
+"""What the tests of profiles share: small plates, an environment without a server, and memray itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
+
+COMMAND = [sys.executable, "-m", "prefect_cytotable.flows.cli"]
+SECONDS = 120.0
+"""How long anything is waited for; each takes a second or two on a machine that does nothing else."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests of profiles out where memray does not exist."""
+    if sys.platform == "win32":
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="memray runs on Linux and macOS"))
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
+    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plate of four images, a folder of CSV files for each."""
+    return write_csv_sites(tables(PlateShape(wells=2, sites=2, cells=10)), tmp_path_factory.mktemp("sites") / "sites")
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plate of 24 images as a SQLite file."""
+    return write_sqlite(tables(PlateShape(wells=12, sites=2, cells=12)), tmp_path_factory.mktemp("db") / "plate.sqlite")
+
+
+@pytest.fixture(scope="session")
+def called() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line, called from the test's own folder."""
+
+    def call(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **variables},
+            timeout=2 * SECONDS,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    """Waits for what a condition gives."""
+
+    def wait(condition: Callable[[], Any], pause: float = 0.05) -> Any:
+        deadline = time.monotonic() + SECONDS
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(pause)
+        return found
+
+    return wait
