@@ -33,11 +33,13 @@ from prefect_cytotable.tasks.core.errors import (
     DiskSpaceError,
     SourceChangedError,
 )
-from prefect_cytotable.tasks.core.output import restore_previous
 from prefect_cytotable.tasks.core.store import discard, lock, neighbour
 
 PREFIX = "concat-"
 """How the folder of a run is called, before the plan's key."""
+
+PREVIOUS = "previous"
+"""Where an output lies that is about to be replaced."""
 
 
 class Caller(Protocol):
@@ -95,11 +97,11 @@ def run(options: Options, merges: Merges, caller: Caller) -> ConcatReport:
     started = time.perf_counter()
     destination = Path(options.destination)
     check_destination(options)
-    made = not neighbour(destination).exists()
-    with lock(destination):
-        folder = neighbour(destination)
+    folder = neighbour(destination)
+    made = not folder.exists()
+    with lock(folder, options.destination):
         try:
-            if restore_previous(destination):
+            if _restore_previous(destination, folder):
                 check_destination(options)
             report = _run(options, merges, caller, folder, started)
         except BaseException as error:
@@ -178,11 +180,23 @@ def size_of(path: Path) -> int:
     return sum((Path(folder) / name).stat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
+def _restore_previous(destination: Path, folder: Path) -> bool:
+    """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
+    old = folder / PREVIOUS
+    if not os.path.lexists(old):
+        return False
+    if os.path.lexists(destination):
+        discard(old)
+        return False
+    old.rename(destination)
+    return True
+
+
 def _into_place(output: Path, destination: Path) -> None:
     if not os.path.lexists(destination) or not (destination.is_dir() or output.is_dir()):
         output.replace(destination)
         return
-    old = neighbour(destination) / "previous"  # a run that is killed here leaves it for `restore_previous`
+    old = neighbour(destination) / PREVIOUS  # a run that is killed here leaves it for `_restore_previous`
     destination.rename(old)
     try:
         output.rename(destination)

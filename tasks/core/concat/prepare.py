@@ -37,7 +37,7 @@ from prefect_cytotable.tasks.core.concat.sizes import job_rows
 from prefect_cytotable.tasks.core.concat.sparse import SparseSources, count_entries
 from prefect_cytotable.tasks.core.concat.stores import Group, quiet
 from prefect_cytotable.tasks.core.concat.turn import make_csr
-from prefect_cytotable.tasks.core.store import whole
+from prefect_cytotable.tasks.core.places.files import whole
 
 LAYOUT = "layout.json"
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
 from prefect_cytotable.tasks.core.concat.model import StoreFormat
 from prefect_cytotable.tasks.core.concat.stores import opened
 from prefect_cytotable.tasks.core.errors import BadSourceError
@@ -90,9 +91,49 @@ class ChunkedRows:
         if self._kept is not None and self._kept[0] == number:
             return self._kept[1]
         self._kept = None  # before the next one is read: one at a time is in memory
-        band = np.asarray(self._array[number * self._band : min((number + 1) * self._band, self.shape[0])])
+        low, high = number * self._band, min((number + 1) * self._band, self.shape[0])
+        band = np.asarray(self._array[low:high])
         self._kept = number, band
         return band
+
+
+class FileRows:
+    """Rows of a zarr array whose chunks are read as files: each chunk that is asked for in part is kept once."""
+
+    def __init__(self, files: ChunkFiles) -> None:
+        self.shape, self.dtype = files.shape, files.dtype
+        self._files, self._tall = files, files.chunks[0]
+        self._kept: tuple[int, Array] | None = None
+
+    def read(self, start: int, stop: int) -> Array:
+        """Its rows from `start` to the one before `stop`."""
+        tall, first = self._tall, start // self._tall
+        if stop <= min((first + 1) * tall, self.shape[0]) and stop > start:
+            return self._row(first)[start - first * tall : stop - first * tall]
+        found = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        low = start
+        while low < stop:
+            number = low // tall
+            high = min((number + 1) * tall, stop)
+            if low == number * tall and high == min(low + tall, self.shape[0]) and not self._keeps(number):
+                self._files.read_band(low, high, found[low - start : high - start])
+            else:
+                found[low - start : high - start] = self._row(number)[low - number * tall : high - number * tall]
+            low = high
+        return found
+
+    def _keeps(self, number: int) -> bool:
+        return self._kept is not None and self._kept[0] == number
+
+    def _row(self, number: int) -> Array:
+        """A row of chunks."""
+        if self._kept is None or self._kept[0] != number:
+            self._kept = None  # before the next one is read: one at a time is in memory
+            low, high = number * self._tall, min((number + 1) * self._tall, self.shape[0])
+            found = np.empty((high - low, *self.shape[1:]), self.dtype)
+            self._files.read_band(low, high, found)
+            self._kept = number, found
+        return self._kept[1]
 
 
 def rows_of(array: Any, band_bytes: int, stack: ExitStack) -> Rows:
@@ -111,8 +152,18 @@ def opened_rows(file: str, format: str, names: tuple[str, ...], band_bytes: int)
         if format == "raw":
             yield tuple(_plain(Path(file) / f"{name.rpartition('/')[2]}.npy", stack) for name in names)
         else:
-            root = stack.enter_context(opened(file, StoreFormat(format)))
-            yield tuple(rows_of(root[name], band_bytes, stack) for name in names)
+            found = [_as_files(Path(file) / name, band_bytes) if format == StoreFormat.ZARR else None for name in names]
+            root = None if all(found) else stack.enter_context(opened(file, StoreFormat(format)))
+            yield tuple(one or rows_of(root[name], band_bytes, stack) for one, name in zip(found, names, strict=True))
+
+
+def _as_files(folder: Path, band_bytes: int) -> Rows | None:
+    """The rows of a zarr array, read past zarr; None where only zarr can."""
+    files = ChunkFiles.of(folder)
+    if files is None:
+        return None
+    row = int(np.prod(files.shape[1:], dtype=np.int64)) * files.dtype.itemsize
+    return FileRows(files) if files.chunks[0] * row <= TALLEST * max(band_bytes, row) else None
 
 
 def _plain(path: Path, stack: ExitStack) -> Rows:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from prefect_cytotable.tasks.core.concat import copying
+from prefect_cytotable.tasks.core.concat.copying import check_indices, damaged
 from prefect_cytotable.tasks.core.concat.dense import Opened, fill_of
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Kind, Layout, Source
 from prefect_cytotable.tasks.core.concat.reading import Rows, gather
@@ -122,6 +124,9 @@ def write_sparse(layout: Layout, array: ArrayLayout, start: int, stop: int) -> i
         opened_targets(layout, array, ("data", "indices")) as (data, indices),
         SparseSources(layout, array) as sources,
     ):
+        if copying.can_be_copied(array):
+            copying.copy_entries(layout, array, sources.rows, (data, indices), (start, stop), indptr)
+            return data.written ^ indices.written << 32
         writers = _Forward(data, start, stop, array.dtype), _Forward(indices, start, stop, array.index_dtype)
         for low, high in _blocks(layout, array, sources, first, last):
             found = _block(array, sources, low, high)
@@ -133,7 +138,7 @@ def write_sparse(layout: Layout, array: ArrayLayout, start: int, stop: int) -> i
             writers[1].append(found.indices[cut])
         for writer in writers:
             writer.close()
-        return data.checksum(start, stop) ^ indices.checksum(start, stop) << 32
+        return data.written ^ indices.written << 32
 
 
 class _Forward:
@@ -271,7 +276,7 @@ def _read(counts: Numbers, begins: Numbers, indices: Rows, data: Rows, source: S
     """The entries of some slices, as they are stored."""
     total = int(counts.sum())
     if (counts < 0).any() or total > indices.shape[0]:
-        raise _damaged(source, "its row starts do not ascend")
+        raise damaged(source, "its row starts do not ascend")
     full = np.flatnonzero(counts)
     begins, lengths = begins[full], counts[full]
     pieces_of_indices, pieces_of_data = [], []
@@ -280,18 +285,13 @@ def _read(counts: Numbers, begins: Numbers, indices: Rows, data: Rows, source: S
     for low, high in pairwise(edges):
         begin, end = int(begins[low]), int(begins[high - 1] + lengths[high - 1])
         if begin < 0 or end > indices.shape[0]:
-            raise _damaged(source, "its row starts lead out of its values")
+            raise damaged(source, "its row starts lead out of its values")
         pieces_of_indices.append(indices.read(begin, end))
         pieces_of_data.append(data.read(begin, end))
     one = np.concatenate(pieces_of_indices) if pieces_of_indices else np.empty(0, indices.dtype)
     minor = source.shape[1 if array.kind is Kind.CSR else 0]
-    if len(one) and (int(one.min()) < 0 or int(one.max()) >= minor):
-        raise _damaged(source, f"it has an index outside 0 to {minor - 1}")
+    check_indices(one, minor, source)
     return Slices(counts, one, np.concatenate(pieces_of_data) if pieces_of_data else np.empty(0, data.dtype))
-
-
-def _damaged(source: Source, cause: str) -> BadSourceError:
-    return BadSourceError(f"{source.file}, {source.element}", cause, "The file is damaged; make it anew.")
 
 
 def renamed(found: Slices, names: Renaming) -> Slices:
@@ -370,7 +370,7 @@ def count_entries(
     lacking = 0 if names.lacking is None else len(names.lacking)
     counts, begins = _counts(array, sources, number, low, high)
     if (counts < 0).any() or (array.stacked and len(begins) and begins[0] != 0):
-        raise _damaged(source, "its row starts do not ascend from 0")
+        raise damaged(source, "its row starts do not ascend from 0")
     if names.places is None or not names.drops:
         yield low, counts + np.where(begins < 0, every, lacking)
         return
@@ -381,7 +381,6 @@ def count_entries(
         done = int(loads[begin - 1]) if begin else 0
         end = max(int(np.searchsorted(loads, done + entries, side="right")), begin + 1)
         found = indices.read(done, int(loads[end - 1]))
-        if len(found) and (int(found.min()) < 0 or int(found.max()) >= len(names.places)):
-            raise _damaged(source, f"it has an index outside 0 to {len(names.places) - 1}")
+        check_indices(found, len(names.places), source)
         yield low + begin, kept_counts(names.places[found] >= 0, counts[begin:end]) + lacking
         begin = end

@@ -15,20 +15,30 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Layout, StoreFormat
+from prefect_cytotable.tasks.core.errors import DamagedPartError
 
 Array = NDArray[Any]
 
 READ_BYTES = 1 << 22
 
+NONE = b"none"
+"""What a chunk that is not there counts as in a checksum."""
+
 
 class Target(Protocol):
-    """An array of the output."""
+    """An array of the output.
+
+    Attributes:
+        chunk: Rows that are written together.
+        written: Checksum of what was written through this value, in order.
+    """
 
     chunk: int
+    written: int
 
     def write(self, start: int, block: Array) -> None:
         """Write rows; in zarr, whole chunks of them."""
@@ -46,10 +56,12 @@ class PlainTarget:
 
     def __init__(self, descriptor: int, offset: int, row: int) -> None:
         self._descriptor, self._offset, self._row = descriptor, offset, row
+        self.written = 1
 
     def write(self, start: int, block: Array) -> None:
         """Write rows at their place."""
         view = memoryview(cast(bytes, np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
+        self.written = zlib.adler32(view, self.written)
         place, done = self._offset + start * self._row, 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done:], place + done)
@@ -70,28 +82,40 @@ class PlainTarget:
 class ZarrTarget:
     """An array of a zarr store."""
 
-    def __init__(self, array: Any, folder: Path) -> None:
-        self.chunk = int(array.chunks[0])
-        self._array, self._folder = array, folder
-        self._columns = [
-            range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)
-        ]
+    def __init__(self, files: ChunkFiles) -> None:
+        self.chunk = files.chunks[0]
+        self.written = 1
+        self._files = files
 
     def write(self, start: int, block: Array) -> None:
         """Write whole chunks of rows."""
-        self._array[start : start + len(block)] = block
+        files = self._files
+        for numbers in files.numbers(start, start + len(block)):
+            corner = [number * size for number, size in zip(numbers, files.chunks, strict=True)]
+            corner[0] -= start
+            part = block[tuple(slice(low, low + size) for low, size in zip(corner, files.chunks, strict=True))]
+            if part.shape != files.chunks:  # at an edge; the rest of the chunk is zero, as zarr has it
+                chunk = np.zeros(files.chunks, files.dtype)
+                chunk[tuple(map(slice, part.shape))] = part
+                part = chunk
+            stored = files.encoded(part.astype(files.dtype, copy=False))
+            path = files.path(numbers)
+            if stored is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(stored)
+            self.written = zlib.adler32(NONE if stored is None else stored, self.written)
 
     def checksum(self, start: int, stop: int) -> int:
         """Of the files of some chunks; one that is not there, because all of it is the fill value, counts too."""
         value = 1
-        for row in range(start // self.chunk, -(-stop // self.chunk)):
-            for coordinates in np.ndindex(*map(len, self._columns)):
-                path = self._folder / self._array.metadata.encode_chunk_key((row, *coordinates))
-                try:
-                    content = path.read_bytes()
-                except FileNotFoundError:
-                    content = b"none"
-                value = zlib.adler32(content, value)
+        for numbers in self._files.numbers(start, stop):
+            try:
+                content = self._files.path(numbers).read_bytes()
+            except FileNotFoundError:
+                content = NONE
+            value = zlib.adler32(content, value)
         return value
 
 
@@ -99,9 +123,8 @@ class ZarrTarget:
 def opened_targets(layout: Layout, array: ArrayLayout, names: tuple[str, ...]) -> Iterator[tuple[Target, ...]]:
     """Datasets of an array: "" is a dense one itself, "data" and "indices" those of a sparse one."""
     if layout.format is StoreFormat.ZARR:
-        root: Any = zarr.open_group(layout.output, mode="r+", use_consolidated=False)
-        paths = [f"{array.path}/{name}".rstrip("/") for name in names]
-        yield tuple(ZarrTarget(root[path], Path(layout.output) / path) for path in paths)
+        folders = [Path(layout.output) / f"{array.path}/{name}".rstrip("/") for name in names]
+        yield tuple(ZarrTarget(_made(folder)) for folder in folders)
         return
     offsets = dict(array.offsets)
     types = {"": array.dtype, "data": array.dtype, "indices": array.index_dtype}
@@ -111,3 +134,11 @@ def opened_targets(layout: Layout, array: ArrayLayout, names: tuple[str, ...]) -
         yield tuple(PlainTarget(descriptor, offsets[name], width * np.dtype(types[name]).itemsize) for name in names)
     finally:
         os.close(descriptor)
+
+
+def _made(folder: Path) -> ChunkFiles:
+    """An array that was made for this output."""
+    files = ChunkFiles.of(folder)
+    if files is None:
+        raise DamagedPartError(f"{folder} is not as it was made. Run again with overwrite, or remove what was begun.")
+    return files

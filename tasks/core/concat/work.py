@@ -14,7 +14,7 @@ from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Job, JobResul
 from prefect_cytotable.tasks.core.concat.prepare import load_known_layout
 from prefect_cytotable.tasks.core.concat.sparse import write_sparse
 from prefect_cytotable.tasks.core.concat.targets import opened_targets
-from prefect_cytotable.tasks.core.store import whole
+from prefect_cytotable.tasks.core.places.files import whole
 from prefect_cytotable.tasks.core.work import ATTEMPTS, FIRST_DELAY, may_pass
 
 _RESULT = msgspec.json.Decoder(JobResult)
