@@ -28,8 +28,53 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+class Chunked:
+    """An array in chunks that are decoded one by one.
+
+    Attributes:
+        dtype: As it is stored, with its byte order.
+        chunks: Shape of a chunk; those at the edges are stored as large.
+    """
+
+    shape: Numbers
+    dtype: np.dtype[Any]
+    chunks: Numbers
+
+    def read(self, numbers: Numbers, out: Array) -> None:
+        """Decode a chunk into an array of its shape and of this dtype.
+
+        Raises:
+            BadSourceError: It is damaged.
+        """
+        raise NotImplementedError
+
+    def read_band(self, start: int, stop: int, found: Array) -> None:
+        """Decode the rows from the first of a chunk to the last of one (or of the array) into `found`."""
+        tall = self.chunks[0]
+        for numbers in self.numbers(start, stop):
+            corner = [number * size for number, size in zip(numbers, self.chunks, strict=True)]
+            place = found[
+                (
+                    slice(corner[0] - start, corner[0] - start + tall),
+                    *(slice(low, low + size) for low, size in zip(corner[1:], self.chunks[1:], strict=True)),
+                )
+            ]
+            if place.shape == self.chunks:
+                self.read(numbers, place)
+            else:
+                chunk = np.empty(self.chunks, self.dtype)
+                self.read(numbers, chunk)
+                place[...] = chunk[tuple(map(slice, place.shape))]
+
+    def numbers(self, start: int, stop: int) -> list[Numbers]:
+        """The chunks that hold some rows, in order."""
+        across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
+        rows = range(start // self.chunks[0], -(-stop // self.chunks[0]))
+        return [(row, *rest) for row in rows for rest in cast("list[Numbers]", list(np.ndindex(*map(len, across))))]
+
+
 @dataclass(frozen=True)
-class ChunkFiles:
+class ChunkFiles(Chunked):
     """An array whose chunks are files.
 
     Attributes:
@@ -63,9 +108,25 @@ class ChunkFiles:
                     return None  # zarr tells what is wrong with it, if anything is
         return None
 
-    def path(self, numbers: Numbers) -> Path:
+    def path(self, numbers: Numbers) -> str:
         """The file of a chunk."""
-        return self.folder / f"{self.prefix}{self.separator.join(map(str, numbers))}"
+        return f"{self.folder}/{self.prefix}{self.separator.join(map(str, numbers))}"
+
+    def stored(self, numbers: Numbers) -> bytes:
+        """The bytes of a chunk; FileNotFoundError where it is not there."""
+        with open(self.path(numbers), "rb") as file:  # noqa: PTH123 - an array has many, and pathlib takes its time
+            return file.read()
+
+    def store(self, numbers: Numbers, encoded: bytes | None) -> None:
+        """Write the bytes of a chunk, or see that it is not there."""
+        path = self.path(numbers)
+        if encoded is None:
+            Path(path).unlink(missing_ok=True)
+            return
+        if self.separator == "/":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(encoded)
 
     def read(self, numbers: Numbers, out: Array) -> None:
         """Decode a chunk into an array of its shape and of this dtype.
@@ -75,7 +136,7 @@ class ChunkFiles:
         """
         path = self.path(numbers)
         try:
-            stored = path.read_bytes()
+            stored = self.stored(numbers)
         except FileNotFoundError:
             out[...] = self.fill
             return
@@ -90,7 +151,7 @@ class ChunkFiles:
                 out[...] = found
         except (ValueError, RuntimeError, TypeError, OSError, EOFError) as error:
             raise BadSourceError(
-                str(path), f"the chunk cannot be decoded ({error})", "Is the store whole? Copy it again."
+                path, f"the chunk cannot be decoded ({error})", "Is the store whole? Copy it again."
             ) from error
 
     def encoded(self, chunk: Array) -> bytes | None:
@@ -98,31 +159,11 @@ class ChunkFiles:
         whole = np.ascontiguousarray(chunk)
         if not whole.reshape(-1).view(np.uint8).any():
             return None
-        return whole.tobytes() if self.codec is None else bytes(self.codec.encode(whole))
+        return whole.tobytes() if self.codec is None else _bytes(self.codec.encode(whole))
 
-    def read_band(self, start: int, stop: int, found: Array) -> None:
-        """Decode the rows from the first of a chunk to the last of one (or of the array) into `found`."""
-        tall = self.chunks[0]
-        for numbers in self.numbers(start, stop):
-            corner = [number * size for number, size in zip(numbers, self.chunks, strict=True)]
-            place = found[
-                (
-                    slice(corner[0] - start, corner[0] - start + tall),
-                    *(slice(low, low + size) for low, size in zip(corner[1:], self.chunks[1:], strict=True)),
-                )
-            ]
-            if place.shape == self.chunks:
-                self.read(numbers, place)
-            else:
-                chunk = np.empty(self.chunks, self.dtype)
-                self.read(numbers, chunk)
-                place[...] = chunk[tuple(map(slice, place.shape))]
 
-    def numbers(self, start: int, stop: int) -> list[Numbers]:
-        """The chunks that hold some rows, in order."""
-        across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
-        rows = range(start // self.chunks[0], -(-stop // self.chunks[0]))
-        return [(row, *rest) for row in rows for rest in cast("list[Numbers]", list(np.ndindex(*map(len, across))))]
+def _bytes(encoded: Any) -> bytes:
+    return encoded if isinstance(encoded, bytes) else bytes(encoded)
 
 
 def _check_length(decoded: Any, out: Array) -> None:

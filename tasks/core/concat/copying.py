@@ -48,9 +48,11 @@ def copy_entries(
     step = max(layout.block_bytes // entry // data.chunk, 1) * data.chunk
     ends = indptr[[one.stop for one in array.sources]]
     begins = indptr[[one.start for one in array.sources]]
+    size = min(step, span[1] - span[0])
+    buffers = np.empty(size, array.dtype), np.empty(size, array.index_dtype)
     for low in range(*span, step):
         high = min(low + step, span[1])
-        values, places = np.empty(high - low, array.dtype), np.empty(high - low, array.index_dtype)
+        values, places = (buffer[: high - low] for buffer in buffers)
         first, last = np.searchsorted(ends, low, side="right"), np.searchsorted(begins, high, side="left")
         for number in range(int(first), int(last)):
             base = int(begins[number])
@@ -68,10 +70,14 @@ def _copy(
     data, indices, _ = rows
     if end > indices.shape[0]:
         raise damaged(source, "its row starts lead out of its values")
-    values[...] = data.read(begin, end)
-    found = indices.read(begin, end)
-    check_indices(found, minor, source)
-    places[...] = found
+    data.fill(begin, values)
+    if indices.dtype == places.dtype:
+        indices.fill(begin, places)
+        check_indices(places, minor, source)
+    else:  # looked at before it is made narrower
+        found = indices.read(begin, end)
+        check_indices(found, minor, source)
+        places[...] = found
 
 
 def check_indices(found: Array, minor: int, source: Source) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,17 @@ def frames_of(node: str) -> dict[str, str]:
 
 
 def join_names(inputs: Sequence[Input], options: Options, node: str) -> Joined:
-    """Read and join the names of the other axis.
+    """Read and join the names of the other axis. Remembered until `forget_names`: plan and preparation need the same.
 
     Raises:
         LayoutError: Names repeat in one input, and the inputs' names differ: which is which cannot be told.
     """
-    path = frames_of(node)[options.other_name]
+    return _join_names(tuple(inputs), options.other_name, options.join, node)
+
+
+@lru_cache(maxsize=2)
+def _join_names(inputs: tuple[Input, ...], other: str, join: Join, node: str) -> Joined:
+    path = frames_of(node)[other]
     found = []
     for one in inputs:
         with opened(one.path, one.format) as root:
@@ -87,9 +92,14 @@ def join_names(inputs: Sequence[Input], options: Options, node: str) -> Joined:
                     f"{one.path}: names in {path} repeat ({shown}), and the inputs' names differ. Make them unique "
                     f"first ({path}_names_make_unique)."
                 )
-        return Joined(node, _reduced(found, options.join), tuple(found))
+        return Joined(node, _reduced(found, join), tuple(found))
     names = found[0] if all(one.name == found[0].name for one in found) else found[0].rename(None)
     return Joined(node, names, tuple(found))
+
+
+def forget_names() -> None:
+    """Free the memory of the names that were read."""
+    _join_names.cache_clear()
 
 
 def _reduced(found: Sequence[Any], join: Join) -> Any:

@@ -30,7 +30,7 @@ from prefect_cytotable.tasks.core.concat.model import (
     Source,
     StoreFormat,
 )
-from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, join_names
+from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, forget_names, join_names
 from prefect_cytotable.tasks.core.concat.plan import indexers, width_indexer
 from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.concat.sizes import job_rows
@@ -72,6 +72,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
         with _created(output, plan) as root:
             _annotations(root, plan, merges, joined, inputs)
             del joined
+            forget_names()
             layouts = [_array(root, array, plan, folder, number) for number, array in enumerate(plan.arrays)]
     finally:
         inputs.close()

@@ -13,10 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
+from prefect_cytotable.tasks.core.concat.chunks import Chunked, ChunkFiles
+from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Chunks
 from prefect_cytotable.tasks.core.concat.model import StoreFormat
 from prefect_cytotable.tasks.core.concat.stores import opened
 from prefect_cytotable.tasks.core.errors import BadSourceError
@@ -37,6 +39,10 @@ class Rows(Protocol):
         """Its rows from `start` to the one before `stop`; not to be written to."""
         ...
 
+    def fill(self, start: int, out: Array) -> None:
+        """Rows from `start` on, as many as `out` has, into that."""
+        ...
+
 
 class PlainRows:
     """Rows that lie in a row in a file."""
@@ -51,15 +57,22 @@ class PlainRows:
     def read(self, start: int, stop: int) -> Array:
         """Its rows from `start` to the one before `stop`."""
         found = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if not found.size:
-            return found
-        view, done = memoryview(cast(bytes, found.reshape(-1).view(np.uint8))), 0
+        self.fill(start, found)
+        return found
+
+    def fill(self, start: int, out: Array) -> None:
+        """Rows from `start` on, as many as `out` has, into that."""
+        if not out.size:
+            return
+        if out.dtype != self.dtype or not out.flags.c_contiguous:
+            out[...] = self.read(start, start + len(out))
+            return
+        view, done = memoryview(cast(bytes, out.reshape(-1).view(np.uint8))), 0
         while done < len(view):
             count = os.preadv(self._descriptor, [view[done:]], self._offset + start * self._row + done)
             if not count:
                 raise BadSourceError(self._path, "it ends before the values of an array do", "Is it whole?")
             done += count
-        return found
 
 
 class ChunkedRows:
@@ -87,6 +100,10 @@ class ChunkedRows:
             found[begin - start : end - start] = self._banded(number)[begin - low : end - low]
         return found
 
+    def fill(self, start: int, out: Array) -> None:
+        """Rows from `start` on, as many as `out` has, into that."""
+        out[...] = self.read(start, start + len(out))
+
     def _banded(self, number: int) -> Array:
         if self._kept is not None and self._kept[0] == number:
             return self._kept[1]
@@ -97,12 +114,12 @@ class ChunkedRows:
         return band
 
 
-class FileRows:
-    """Rows of a zarr array whose chunks are read as files: each chunk that is asked for in part is kept once."""
+class DirectRows:
+    """Rows of an array whose chunks are read past its library; the last one that was asked for in part is kept."""
 
-    def __init__(self, files: ChunkFiles) -> None:
-        self.shape, self.dtype = files.shape, files.dtype
-        self._files, self._tall = files, files.chunks[0]
+    def __init__(self, chunked: Chunked) -> None:
+        self.shape, self.dtype = chunked.shape, chunked.dtype
+        self._chunked, self._tall = chunked, chunked.chunks[0]
         self._kept: tuple[int, Array] | None = None
 
     def read(self, start: int, stop: int) -> Array:
@@ -111,28 +128,35 @@ class FileRows:
         if stop <= min((first + 1) * tall, self.shape[0]) and stop > start:
             return self._row(first)[start - first * tall : stop - first * tall]
         found = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        low = start
+        self.fill(start, found)
+        return found
+
+    def fill(self, start: int, out: Array) -> None:
+        """Rows from `start` on, as many as `out` has, into that."""
+        low, stop, tall = start, start + len(out), self._tall
         while low < stop:
             number = low // tall
             high = min((number + 1) * tall, stop)
-            if low == number * tall and high == min(low + tall, self.shape[0]) and not self._keeps(number):
-                self._files.read_band(low, high, found[low - start : high - start])
+            place = out[low - start : high - start]
+            whole = low == number * tall and high == min(low + tall, self.shape[0])
+            if whole and out.dtype == self.dtype and not self._keeps(number):
+                self._chunked.read_band(low, high, place)
             else:
-                found[low - start : high - start] = self._row(number)[low - number * tall : high - number * tall]
+                place[...] = self._row(number)[low - number * tall : high - number * tall]
             low = high
-        return found
 
     def _keeps(self, number: int) -> bool:
         return self._kept is not None and self._kept[0] == number
 
     def _row(self, number: int) -> Array:
         """A row of chunks."""
-        if self._kept is None or self._kept[0] != number:
+        if not self._keeps(number):
             self._kept = None  # before the next one is read: one at a time is in memory
             low, high = number * self._tall, min((number + 1) * self._tall, self.shape[0])
             found = np.empty((high - low, *self.shape[1:]), self.dtype)
-            self._files.read_band(low, high, found)
+            self._chunked.read_band(low, high, found)
             self._kept = number, found
+        assert self._kept is not None
         return self._kept[1]
 
 
@@ -142,7 +166,8 @@ def rows_of(array: Any, band_bytes: int, stack: ExitStack) -> Rows:
         offset = array.id.get_offset()
         if offset is not None:
             return PlainRows(array.file.filename, offset, tuple(map(int, array.shape)), array.dtype, stack)
-    return ChunkedRows(array, band_bytes)
+    direct = H5Chunks.of(array, stack) if isinstance(array, h5py.Dataset) else None
+    return _direct(direct, band_bytes) or ChunkedRows(array, band_bytes)
 
 
 @contextmanager
@@ -159,11 +184,15 @@ def opened_rows(file: str, format: str, names: tuple[str, ...], band_bytes: int)
 
 def _as_files(folder: Path, band_bytes: int) -> Rows | None:
     """The rows of a zarr array, read past zarr; None where only zarr can."""
-    files = ChunkFiles.of(folder)
-    if files is None:
+    return _direct(ChunkFiles.of(folder), band_bytes)
+
+
+def _direct(chunked: Chunked | None, band_bytes: int) -> DirectRows | None:
+    """Rows that are read chunk by chunk, where a row of chunks is not much larger than a band."""
+    if chunked is None:
         return None
-    row = int(np.prod(files.shape[1:], dtype=np.int64)) * files.dtype.itemsize
-    return FileRows(files) if files.chunks[0] * row <= TALLEST * max(band_bytes, row) else None
+    row = int(np.prod(chunked.shape[1:], dtype=np.int64)) * chunked.dtype.itemsize
+    return DirectRows(chunked) if chunked.chunks[0] * row <= TALLEST * max(band_bytes, row) else None
 
 
 def _plain(path: Path, stack: ExitStack) -> Rows:

@@ -288,10 +288,16 @@ def _read(counts: Numbers, begins: Numbers, indices: Rows, data: Rows, source: S
             raise damaged(source, "its row starts lead out of its values")
         pieces_of_indices.append(indices.read(begin, end))
         pieces_of_data.append(data.read(begin, end))
-    one = np.concatenate(pieces_of_indices) if pieces_of_indices else np.empty(0, indices.dtype)
+    one = _joined(pieces_of_indices, indices.dtype)
     minor = source.shape[1 if array.kind is Kind.CSR else 0]
     check_indices(one, minor, source)
-    return Slices(counts, one, np.concatenate(pieces_of_data) if pieces_of_data else np.empty(0, data.dtype))
+    return Slices(counts, one, _joined(pieces_of_data, data.dtype))
+
+
+def _joined(pieces: list[Array], dtype: np.dtype[Any]) -> Array:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
 
 
 def renamed(found: Slices, names: Renaming) -> Slices:
@@ -303,16 +309,17 @@ def renamed(found: Slices, names: Renaming) -> Slices:
     indices = names.places[found.indices]
     if not names.drops:
         return Slices(found.counts, indices, found.data)
-    kept = indices >= 0
-    there = np.flatnonzero(kept)
-    return Slices(kept_counts(kept, found.counts), indices.take(there), found.data.take(there))
+    there = np.flatnonzero(indices >= 0)
+    return Slices(kept_counts(there, found.counts), indices.take(there), found.data.take(there))
 
 
-def kept_counts(kept: NDArray[np.bool_], counts: Numbers) -> Numbers:
-    """How many entries of each slice are kept."""
-    total = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
-    ends = np.cumsum(counts)
-    return np.asarray(total[ends] - total[ends - counts], np.int64)
+def kept_counts(there: Numbers, counts: Numbers) -> Numbers:
+    """How many entries of each slice are kept, from the places of those that are.
+
+    >>> kept_counts(np.array([0, 3, 4]), np.array([2, 0, 3])).tolist()
+    [1, 0, 2]
+    """
+    return np.diff(np.searchsorted(there, np.cumsum(counts)), prepend=0)
 
 
 def _filled(slices: int, every: Numbers | None, fill: Any, dtype: np.dtype[Any]) -> Slices:
@@ -382,5 +389,5 @@ def count_entries(
         end = max(int(np.searchsorted(loads, done + entries, side="right")), begin + 1)
         found = indices.read(done, int(loads[end - 1]))
         check_indices(found, len(names.places), source)
-        yield low + begin, kept_counts(names.places[found] >= 0, counts[begin:end]) + lacking
+        yield low + begin, kept_counts(np.flatnonzero(names.places[found] >= 0), counts[begin:end]) + lacking
         begin = end

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
-from prefect_cytotable.tasks.core.concat.trust import check_h5, zarr_files
+from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -70,7 +70,9 @@ def look(path: str) -> Input:
     place = Path(path)
     format = format_of(place)
     if format is StoreFormat.ZARR:
-        mark, size = _state_of_zarr(place)
+        names: list[str] = []
+        mark, size = _state_of_zarr(place, names)
+        check_zarr(place, names)
     else:
         stat = place.stat()
         mark, size = f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size
@@ -85,16 +87,18 @@ def look(path: str) -> Input:
 def fingerprint(path: str, format: StoreFormat) -> str:
     """What changes when the file does."""
     if format is StoreFormat.ZARR:
-        return _state_of_zarr(Path(path))[0]
+        return _state_of_zarr(Path(path), [])[0]
     stat = Path(path).stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _state_of_zarr(path: Path) -> tuple[str, int]:
+def _state_of_zarr(path: Path, names: list[str]) -> tuple[str, int]:
+    """A mark of all files of a store, and their bytes; their names are added to a list."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     for name, stat in zarr_files(path):
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         size += stat.st_size
+        names.append(name)
     return digest.hexdigest(), size
 
 

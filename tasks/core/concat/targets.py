@@ -56,25 +56,25 @@ class PlainTarget:
 
     def __init__(self, descriptor: int, offset: int, row: int) -> None:
         self._descriptor, self._offset, self._row = descriptor, offset, row
-        self.written = 1
+        self.written = 0
 
     def write(self, start: int, block: Array) -> None:
         """Write rows at their place."""
         view = memoryview(cast(bytes, np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
-        self.written = zlib.adler32(view, self.written)
+        self.written = zlib.crc32(view, self.written)
         place, done = self._offset + start * self._row, 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done:], place + done)
 
     def checksum(self, start: int, stop: int) -> int:
         """Of the bytes of some rows."""
-        value, place, end = 1, self._offset + start * self._row, self._offset + stop * self._row
+        value, place, end = 0, self._offset + start * self._row, self._offset + stop * self._row
         buffer = memoryview(bytearray(min(READ_BYTES, max(end - place, 1))))
         while place < end:
             count = os.preadv(self._descriptor, [buffer[: end - place]], place)
             if not count:
                 return -1  # the file ends before
-            value = zlib.adler32(buffer[:count], value)
+            value = zlib.crc32(buffer[:count], value)
             place += count
         return value
 
@@ -84,7 +84,7 @@ class ZarrTarget:
 
     def __init__(self, files: ChunkFiles) -> None:
         self.chunk = files.chunks[0]
-        self.written = 1
+        self.written = 0
         self._files = files
 
     def write(self, start: int, block: Array) -> None:
@@ -99,23 +99,18 @@ class ZarrTarget:
                 chunk[tuple(map(slice, part.shape))] = part
                 part = chunk
             stored = files.encoded(part.astype(files.dtype, copy=False))
-            path = files.path(numbers)
-            if stored is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(stored)
-            self.written = zlib.adler32(NONE if stored is None else stored, self.written)
+            files.store(numbers, stored)
+            self.written = zlib.crc32(NONE if stored is None else stored, self.written)
 
     def checksum(self, start: int, stop: int) -> int:
         """Of the files of some chunks; one that is not there, because all of it is the fill value, counts too."""
-        value = 1
+        value = 0
         for numbers in self._files.numbers(start, stop):
             try:
-                content = self._files.path(numbers).read_bytes()
+                content = self._files.stored(numbers)
             except FileNotFoundError:
                 content = NONE
-            value = zlib.adler32(content, value)
+            value = zlib.crc32(content, value)
         return value
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +53,41 @@ def _check_group(group: h5py.Group, source: str, above: frozenset[Any]) -> None:
 
 
 def zarr_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file of a zarr store with its state, in order; its metadata is checked on the way.
+    """Every file of a zarr store with its state, in order.
 
     Raises:
-        BadSourceError: A symbolic link leads out of the store, or an array needs a codec that is not known.
+        BadSourceError: A symbolic link leads out of the store.
     """
-    inside = root.resolve()
-    for folder, folders, names in os.walk(root, followlinks=False):
-        folders.sort()
-        below = os.path.relpath(folder, root)
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH118, PTH114
-        for name in sorted([*names, *links]):
-            path = f"{folder}/{name}"
-            state = os.lstat(path)
-            if stat.S_ISLNK(state.st_mode):
-                if not Path(path).resolve().is_relative_to(inside):
-                    raise BadSourceError(str(root), f"{below}/{name} is a link out of it", "Copy it as a whole.")
-                state = os.stat(path)  # noqa: PTH116 - a store has many files, and pathlib takes its time
-            if name in METADATA:
-                _check_metadata(Path(path), root)
-            yield f"{below}/{name}", state
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(f"{root}/{below}") as found:
+            entries = sorted(found, key=lambda one: one.name)
+        for entry in entries:
+            name = f"{below}{entry.name}"
+            if entry.is_symlink():
+                if not Path(entry.path).resolve().is_relative_to(root.resolve()):
+                    raise BadSourceError(str(root), f"{name} is a link out of it", "Copy it as a whole.")
+                yield name, os.stat(entry.path)  # noqa: PTH116 - a store has many files, and pathlib takes its time
+            elif entry.is_dir():
+                waiting.append(f"{name}/")
+            else:
+                yield name, entry.stat()
+
+
+def check_zarr(root: Path, names: Iterable[str]) -> None:
+    """Refuse a zarr store with arrays that need a codec that is not known.
+
+    Args:
+        root: Its folder.
+        names: Of its files, as `zarr_files` gives them.
+
+    Raises:
+        BadSourceError: It has.
+    """
+    for name in names:
+        if name.rpartition("/")[2] in METADATA:
+            _check_metadata(root / name, root)
 
 
 def _check_metadata(path: Path, root: Path) -> None:
