@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any, cast
 
 import h5py
@@ -64,6 +65,21 @@ class H5Chunks(Chunked):
         _pread(self._descriptor, stored, offset, self._name)
         out[...] = self._decoded(stored, skipped).view(self.dtype).reshape(self.chunks)
 
+    def read_band(self, start: int, stop: int, found: Array) -> None:
+        """The same, at once for chunks that lie in a row in the file."""
+        if self._filters or len(self.shape) > 1 or found.dtype != self.dtype or not found.flags.c_contiguous:
+            super().read_band(start, stop, found)
+            return
+        tall, first, last = self.chunks[0], start // self.chunks[0], -(-stop // self.chunks[0])
+        where = self._where[first:last]
+        cuts = np.flatnonzero((np.diff(where[:, 0]) != self._bytes) | (where[1:, 1] == 0) | (where[:-1, 1] == 0)) + 1
+        for low, high in pairwise([0, *cuts.tolist(), last - first]):
+            part = found[low * tall : high * tall]
+            if where[low, 1]:
+                _pread(self._descriptor, part, int(where[low, 0]), self._name)
+            else:
+                part[...] = self._fill
+
     def _decoded(self, stored: Array, skipped: int) -> Array:
         """The bytes of a chunk; filters whose bit is set were not applied to it."""
         found = stored
@@ -88,17 +104,13 @@ class H5Chunks(Chunked):
 
 def _where(dataset: Any, grid: Numbers) -> NDArray[np.int64]:
     """Of each chunk in C's order: where its bytes begin, how many there are, which filters were not applied."""
+    seen: list[Any] = []
+    dataset.id.chunk_iter(seen.append)
     found = np.zeros((int(np.prod(grid, dtype=np.int64)), 3), np.int64)
-    steps = np.array([int(np.prod(grid[place + 1 :], dtype=np.int64)) for place in range(len(grid))], np.int64)
-    chunks = dataset.chunks
-
-    def note(one: Any) -> None:
-        number = sum(
-            int(step) * (offset // chunk) for step, offset, chunk in zip(steps, one.chunk_offset, chunks, strict=True)
-        )
-        found[number] = one.byte_offset, one.size, one.filter_mask
-
-    dataset.id.chunk_iter(note)
+    if seen:
+        corners = np.array([one[0] for one in seen], np.int64) // np.array(dataset.chunks, np.int64)
+        numbers = np.ravel_multi_index(tuple(corners.T), grid)
+        found[numbers] = [(one[2], one[3], one[1]) for one in seen]
     return found
 
 

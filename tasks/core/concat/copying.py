@@ -34,7 +34,7 @@ def copy_entries(
     Args:
         layout: Of the output.
         array: Its array.
-        rows_of: Data, indices and starts of a source, by its number.
+        rows_of: Data and indices of a source, by its number.
         targets: For data and indices.
         span: First entry, and the one after the last.
         indptr: Where the slices of the output begin.
@@ -67,7 +67,7 @@ def copy_entries(
 def _copy(
     source: Source, rows: tuple[Rows, ...], begin: int, end: int, minor: int, values: Array, places: Array
 ) -> None:
-    data, indices, _ = rows
+    data, indices = rows
     if end > indices.shape[0]:
         raise damaged(source, "its row starts lead out of its values")
     data.fill(begin, values)

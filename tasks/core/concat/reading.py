@@ -137,12 +137,13 @@ class DirectRows:
         while low < stop:
             number = low // tall
             high = min((number + 1) * tall, stop)
-            place = out[low - start : high - start]
-            whole = low == number * tall and high == min(low + tall, self.shape[0])
-            if whole and out.dtype == self.dtype and not self._keeps(number):
-                self._chunked.read_band(low, high, place)
-            else:
-                place[...] = self._row(number)[low - number * tall : high - number * tall]
+            if low == number * tall and out.dtype == self.dtype and not self._keeps(number):
+                end = stop if stop == self.shape[0] else stop // tall * tall
+                if end > low:  # whole chunks from here on
+                    self._chunked.read_band(low, end, out[low - start : end - start])
+                    low = end
+                    continue
+            out[low - start : high - start] = self._row(number)[low - number * tall : high - number * tall]
             low = high
 
     def _keeps(self, number: int) -> bool:
@@ -178,7 +179,7 @@ def opened_rows(file: str, format: str, names: tuple[str, ...], band_bytes: int)
             yield tuple(_plain(Path(file) / f"{name.rpartition('/')[2]}.npy", stack) for name in names)
         else:
             found = [_as_files(Path(file) / name, band_bytes) if format == StoreFormat.ZARR else None for name in names]
-            root = None if all(found) else stack.enter_context(opened(file, StoreFormat(format)))
+            root: Any = None if all(found) else stack.enter_context(opened(file, StoreFormat(format)))
             yield tuple(one or rows_of(root[name], band_bytes, stack) for one, name in zip(found, names, strict=True))
 
 

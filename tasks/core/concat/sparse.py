@@ -98,8 +98,8 @@ def renaming(array: ArrayLayout, source: Source, indexer: Numbers | None) -> Ren
 class SparseSources(Opened):
     """The sources of a sparse array, with how their entries are renamed."""
 
-    def __init__(self, layout: Layout, array: ArrayLayout) -> None:
-        super().__init__(layout, array, DATASETS, 1 if array.stacked else len(array.sources))
+    def __init__(self, layout: Layout, array: ArrayLayout, names: tuple[str, ...] = DATASETS) -> None:
+        super().__init__(layout, array, names, 1 if array.stacked else len(array.sources))
         self._array = array
         self._renamings: dict[int, Renaming] = {}
 
@@ -120,11 +120,12 @@ def write_sparse(layout: Layout, array: ArrayLayout, start: int, stop: int) -> i
     indptr = np.load(Path(layout.folder) / array.indptr, mmap_mode="r", allow_pickle=False)
     first = int(np.searchsorted(indptr, start, side="right")) - 1
     last = int(np.searchsorted(indptr, stop, side="left"))
+    copied = copying.can_be_copied(array)
     with (
         opened_targets(layout, array, ("data", "indices")) as (data, indices),
-        SparseSources(layout, array) as sources,
+        SparseSources(layout, array, DATASETS[:2] if copied else DATASETS) as sources,
     ):
-        if copying.can_be_copied(array):
+        if copied:
             copying.copy_entries(layout, array, sources.rows, (data, indices), (start, stop), indptr)
             return data.written ^ indices.written << 32
         writers = _Forward(data, start, stop, array.dtype), _Forward(indices, start, stop, array.index_dtype)
