@@ -12,6 +12,7 @@ from prefect_cytotable.tasks.core.concat.model import Merge
 from prefect_cytotable.tasks.core.concat.progress import BlockLines, SilentBlocks
 from prefect_cytotable.tasks.core.concat.request import MAX_LOADED_ELEMS
 from prefect_cytotable.tasks.core.errors import ArgumentError
+from prefect_cytotable.tasks.core.places import is_remote
 
 
 def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
@@ -44,19 +45,30 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     )
     add("--workers", type=int, help="blocks under way at once (default: one for each processor)")
     add("--memory-budget", default="1GiB", metavar="SIZE", help="for the whole process tree (default: %(default)s)")
+    add(
+        "--storage-option",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        dest="storage_options",
+        help="how object storage is reached, for example profile=lab or no_sign_request=true",
+    )
     add("--overwrite", action="store_true", help="replace the output once the new one is whole")
     add("--plan", action="store_true", help="show what would be done, and do nothing")
     add("--quiet", action="store_true", help="no progress, no report; errors only")
 
 
 def _concat(given: argparse.Namespace) -> int:
-    given.source = next((path for path in given.in_files if not Path(path).exists()), ".")  # a missing one is named
+    given.source = next(
+        (path for path in given.in_files if not is_remote(path) and not Path(path).exists()), "."
+    )  # a missing one is named
     names = (
         "in_files", "out_file", "max_loaded_elems", "axis", "join", "merge", "uns_merge", "label", "keys",
         "index_unique", "pairwise", "task_runner", "memory_budget", "overwrite", "workers",
     )  # fmt: skip
     arguments: dict[str, Any] = {name: getattr(given, name) for name in names}
     arguments["fill_value"] = _number(given.fill_value)
+    arguments["storage_options"] = _pairs(given.storage_options)
     if given.plan:
         from prefect_cytotable.tasks.core.concat.plan import plan_lines  # with anndata, which is an extra
 
@@ -64,6 +76,16 @@ def _concat(given: argparse.Namespace) -> int:
         return 0
     concat(**arguments, progress=SilentBlocks() if given.quiet else BlockLines())
     return 0
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str] | None:
+    if texts is None:
+        return None
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ArgumentError(f"--storage-option {name} is not of the form NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
 
 
 def _number(text: str | None) -> float | int | None:

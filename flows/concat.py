@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ def concat(
     memory_budget: str | int = "1GiB",
     overwrite: bool = False,
     workers: int | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: ConcatProgress | None = None,
 ) -> str:
     """Concatenate AnnData files on disk: the result equals `anndata.concat` of the loaded objects.
@@ -45,7 +46,8 @@ def concat(
     (or inside another flow) this is a Prefect flow run; otherwise the same stages run in this process.
 
     Args:
-        in_files: Paths of h5ad files and zarr stores, or a mapping from keys to paths.
+        in_files: Paths of h5ad files and zarr stores, here or in object storage (``s3://``, ``gs://``, ``az://``), or a
+            mapping from keys to paths.
         out_file: The file to write: its ending, .h5ad or .zarr, tells the format.
         max_loaded_elems: Elements of an array that a block may have; the memory budget may make them fewer.
         axis: 0 or "obs", 1 or "var": along which axis the inputs are put together.
@@ -63,6 +65,8 @@ def concat(
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         overwrite: Whether an AnnData file that is there is replaced, once the new one is whole.
         workers: Blocks under way at once; by default as many as there are processors, and memory for.
+        storage_options: How object storage is reached, such as {"no_sign_request": True} or {"profile": "lab"}. Never
+            credentials: those belong in the environment.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -20,6 +20,7 @@ from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
 from prefect_cytotable.tasks.core.concat.request import Merges
+from prefect_cytotable.tasks.core.places import check_storage_options
 
 
 def concat(
@@ -61,6 +62,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in ("merge", "uns_merge"):
         if callable(arguments[name]):
             plain[name] = conductor.GIVEN
+    if arguments["storage_options"] is not None:
+        plain["storage_options"] = dict(check_storage_options(arguments["storage_options"]))
     fill = getattr(arguments["fill_value"], "item", lambda: arguments["fill_value"])()
     plain["fill_value"] = str(fill) if isinstance(fill, float) and not math.isfinite(fill) else fill
     return plain
@@ -90,6 +93,7 @@ def concat_flow(
     memory_budget: str | int = "1GiB",
     overwrite: bool = False,
     workers: int | None = None,
+    storage_options: dict[str, str | bool] | None = None,
 ) -> str:
     """Concatenate AnnData files; the parameters are those of `prefect_cytotable.flows.concat.concat`.
 

@@ -70,7 +70,7 @@ def publish(planned: Plan, report: ConcatReport) -> None:
     """Show what was put together as a table artifact of the run."""
     keys = planned.options.keys
     rows = [
-        {"key": str(key), "input": one.path, "obs": one.shape[0], "vars": one.shape[1]}
+        {"key": str(key), "input": one.name, "obs": one.shape[0], "vars": one.shape[1]}
         for key, one in zip(keys, planned.inputs, strict=True)
     ]
     description = "\n".join(f"- {line}" for line in (*pipeline.report_lines(report), *report.notes))

@@ -58,7 +58,7 @@ class Options:
     """What the user asked for, checked.
 
     Attributes:
-        in_files: Absolute paths, in order.
+        in_files: Absolute paths or URLs of object storage, in order.
         keys: One for each input.
         axis: 0 for obs, 1 for var.
         merge: A strategy's name, `CALLABLE`, or "" for none; `uns_merge` likewise.
@@ -67,6 +67,7 @@ class Options:
         memory_budget: Bytes for the whole process tree.
         workers: Blocks under way at once.
         max_loaded_elems: Elements of an array that a block may have.
+        storage: How object storage is reached, without secrets.
     """
 
     in_files: tuple[str, ...]
@@ -85,6 +86,7 @@ class Options:
     workers: int
     max_loaded_elems: int
     overwrite: bool
+    storage: tuple[tuple[str, str], ...] = ()
 
     @property
     def axis_name(self) -> str:
@@ -148,6 +150,7 @@ class Input:
         elements: All that it holds, but for what is in `uns`.
         uns: Bytes of `uns` in memory.
         has_raw: Whether it has `raw`.
+        url: Where it was fetched from; "" for a local one.
     """
 
     path: str
@@ -159,6 +162,12 @@ class Input:
     uns: int
     has_raw: bool
     zarr_format: int = 0
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        return self.url or self.path
 
     def element(self, path: str) -> Element | None:
         """The element at a path, where there is one."""

@@ -89,7 +89,7 @@ def _join_names(inputs: tuple[Input, ...], other: str, join: Join, node: str) ->
             if names.has_duplicates:
                 shown = ", ".join(map(repr, names[names.duplicated()].unique()[:3]))
                 raise LayoutError(
-                    f"{one.path}: names in {path} repeat ({shown}), and the inputs' names differ. Make them unique "
+                    f"{one.name}: names in {path} repeat ({shown}), and the inputs' names differ. Make them unique "
                     f"first ({path}_names_make_unique)."
                 )
         return Joined(node, _reduced(found, join), tuple(found))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import show_bytes
+from prefect_cytotable.tasks.core.concat import remote
 from prefect_cytotable.tasks.core.concat.model import (
     ConcatReport,
     Input,
@@ -24,7 +25,7 @@ from prefect_cytotable.tasks.core.concat.model import (
 )
 from prefect_cytotable.tasks.core.concat.prepare import finish_output, load_layout
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.stores import encoding, fingerprint, format_of, look, opened
+from prefect_cytotable.tasks.core.concat.stores import encoding, fingerprint, format_of, opened
 from prefect_cytotable.tasks.core.errors import (
     AccountError,
     ArgumentError,
@@ -33,7 +34,10 @@ from prefect_cytotable.tasks.core.errors import (
     DiskSpaceError,
     SourceChangedError,
 )
-from prefect_cytotable.tasks.core.store import discard, lock, neighbour
+from prefect_cytotable.tasks.core.places import is_remote
+from prefect_cytotable.tasks.core.places.cache import cache_folder
+from prefect_cytotable.tasks.core.places.cache import prepare as prepare_cache
+from prefect_cytotable.tasks.core.store import discard, lock, neighbour, scratch_of
 
 PREFIX = "concat-"
 """How the folder of a run is called, before the plan's key."""
@@ -79,12 +83,26 @@ class Caller(Protocol):
 
 def look_at_all(options: Options) -> tuple[Input, ...]:
     """What each input holds."""
-    return tuple(look(path) for path in options.in_files)
+    return tuple(remote.look_at(path, options) for path in options.in_files)
 
 
 def draft(options: Options, caller: Caller) -> Plan:
-    """The plan alone: no values are read and nothing is written."""
-    return caller.plan(caller.look(options), options)
+    """The plan alone: no values are read and nothing is written; what is fetched for it is removed again.
+
+    Raises:
+        DestinationBusyError: A run to the same destination uses the copies of inputs in object storage.
+    """
+    if not any(map(is_remote, options.in_files)):
+        return caller.plan(caller.look(options), options)
+    here = scratch_of(options.destination, options.storage)
+    made = not here.exists()
+    with lock(here, options.destination):
+        try:
+            return caller.plan(caller.look(options), options)
+        finally:
+            remote.forget_copies(options)
+            if made:
+                _remove_if_unused(here)
 
 
 def run(options: Options, merges: Merges, caller: Caller) -> ConcatReport:
@@ -95,13 +113,14 @@ def run(options: Options, merges: Merges, caller: Caller) -> ConcatReport:
             are done serve the next run.
     """
     started = time.perf_counter()
-    destination = Path(options.destination)
+    if remote.any_remote(options):
+        prepare_cache(cache_folder(options.storage))
     check_destination(options)
-    folder = neighbour(destination)
+    folder = scratch_of(options.destination, options.storage)
     made = not folder.exists()
     with lock(folder, options.destination):
         try:
-            if _restore_previous(destination, folder):
+            if _restore_previous(options, folder):
                 check_destination(options)
             report = _run(options, merges, caller, folder, started)
         except BaseException as error:
@@ -109,17 +128,20 @@ def run(options: Options, merges: Merges, caller: Caller) -> ConcatReport:
                 _remove_if_unused(folder)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskSpaceError(
-                    f"{destination}: no space left on the disk ({error}). Make room, or choose another destination. "
+                    f"{folder}: no space left on the disk ({error}). Make room, or choose another destination. "
                     f"The same command then goes on with the blocks that are done."
                 ) from error
             raise
+        finally:
+            if any(map(is_remote, options.in_files)):
+                remote.forget_copies(options)
         _remove_if_unused(folder)
     caller.publish(report[0], report[1])
     return report[1]
 
 
 def _run(options: Options, merges: Merges, caller: Caller, folder: Path, started: float) -> tuple[Plan, ConcatReport]:
-    plan = draft(options, caller)
+    plan = caller.plan(caller.look(options), options)
     for note in plan.notes:
         caller.say(note)
     place = folder / f"{PREFIX}{plan.key}"
@@ -160,17 +182,25 @@ def put_in_place(plan: Plan, layout: Layout, results: Sequence[JobResult]) -> in
     if [result.record for result in results] != [job.record for job in layout.jobs]:
         raise AccountError("Not every block of the output was written. Please report this defect.")
     for one in plan.inputs:
-        if fingerprint(one.path, one.format) != one.fingerprint:
-            raise SourceChangedError(f"{one.path} was written to while it was read. Run the same again.")
+        if _changed(one, plan.options):
+            raise SourceChangedError(f"{one.name} was written to while it was read. Run the same again.")
     finish_output(layout)
-    output, destination = Path(layout.output), Path(plan.options.destination)
+    output = Path(layout.output)
     if layout.format is StoreFormat.H5AD:
         with output.open("rb+") as file:
             os.fsync(file.fileno())
     size = size_of(output)
-    _into_place(output, destination)
+    if is_remote(plan.options.destination):
+        remote.upload(output, plan.options)
+    else:
+        _into_place(output, Path(plan.options.destination))
     discard(Path(layout.folder))
     return size
+
+
+def _changed(one: Input, options: Options) -> bool:
+    """Whether an input is no longer what was looked at."""
+    return remote.changed(one, options) if one.url else fingerprint(one.path, one.format) != one.fingerprint
 
 
 def size_of(path: Path) -> int:
@@ -180,10 +210,10 @@ def size_of(path: Path) -> int:
     return sum((Path(folder) / name).stat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
-def _restore_previous(destination: Path, folder: Path) -> bool:
+def _restore_previous(options: Options, folder: Path) -> bool:
     """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
-    old = folder / PREVIOUS
-    if not os.path.lexists(old):
+    old, destination = folder / PREVIOUS, Path(options.destination)
+    if is_remote(options.destination) or not os.path.lexists(old):
         return False
     if os.path.lexists(destination):
         discard(old)
@@ -213,6 +243,9 @@ def check_destination(options: Options) -> None:
         DestinationExistsError: It is there and may not be replaced, or is no AnnData object.
         ArgumentError: Its folder cannot be made.
     """
+    if is_remote(options.destination):
+        remote.check_remote_destination(options)
+        return
     destination = Path(options.destination)
     if os.path.lexists(destination):
         if not options.overwrite:
@@ -238,7 +271,7 @@ def _check_disk(plan: Plan) -> None:
     if plan.options.format is not StoreFormat.H5AD:
         return
     needed = sum(array.size for array in plan.arrays if array.kind is Kind.DENSE)
-    free = shutil.disk_usage(Path(plan.options.destination).parent).free
+    free = shutil.disk_usage(scratch_of(plan.options.destination, plan.options.storage)).free
     if needed > free:
         raise DiskSpaceError(
             f"{plan.options.destination}: the dense arrays take {show_bytes(needed)}, and {show_bytes(free)} are free. "

@@ -157,7 +157,7 @@ class _Draft:
         return common
 
     def _lacking(self, have: Sequence[bool]) -> str:
-        lacking = [one.path for one, there in zip(self._inputs, have, strict=True) if not there]
+        lacking = [one.name for one, there in zip(self._inputs, have, strict=True) if not there]
         return f"{lacking[0]} has" if len(lacking) == 1 else f"{len(lacking)} inputs, {lacking[0]} among them, have"
 
     def _elements(self, path: str) -> list[Element | None]:
@@ -275,7 +275,7 @@ class _Draft:
         for one, element in zip(self._inputs, elements, strict=True):
             if element and element.kind is not Kind.FRAME:
                 raise LayoutError(
-                    f"{path} is a data frame in some inputs and {element.kind.value} in {one.path}. Make it the "
+                    f"{path} is a data frame in some inputs and {element.kind.value} in {one.name}. Make it the "
                     f"same in all inputs, or leave it out."
                 )
         frames = [pd.DataFrame(columns=[column.name for column in one.columns]) for one in elements if one]
@@ -320,7 +320,7 @@ def _check_column(path: str, name: str, columns: Sequence[Column | None], inputs
     classes: dict[str, str] = {}
     for one, column in zip(inputs, columns, strict=True):
         if column and (found := _class(column)):
-            classes.setdefault(found, one.path)
+            classes.setdefault(found, one.name)
     if len(classes) > 1:
         told = ", ".join(f"{found} in {where}" for found, where in classes.items())
         raise LayoutError(f"{path}: the column {name!r} has {told}. Make it the same in all inputs, or leave it out.")
@@ -347,7 +347,7 @@ def plan_lines(plan: Plan) -> list[str]:
     options, text = plan.options, []
     for one, key in zip(plan.inputs, options.keys, strict=True):
         text.append(
-            f"input        {one.path}: {one.shape[0]:,} obs x {one.shape[1]:,} vars, {one.format.value}, "
+            f"input        {one.name}: {one.shape[0]:,} obs x {one.shape[1]:,} vars, {one.format.value}, "
             f"{show_bytes(one.size)}, key {key}"
         )
     text.append(f"output       {plan.shape[0]:,} obs x {plan.shape[1]:,} vars along {options.axis_name}")

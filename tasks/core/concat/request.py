@@ -11,6 +11,13 @@ from typing import Any
 from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
 from prefect_cytotable.tasks.core.concat.model import AXES, CALLABLE, Join, Merge, Options, Scalar, StoreFormat
 from prefect_cytotable.tasks.core.errors import ArgumentError, CytotableError, SourceNotFoundError, nearest
+from prefect_cytotable.tasks.core.places import (
+    check_options_fit,
+    check_storage_options,
+    check_url,
+    is_remote,
+    name_of,
+)
 
 MergeFunction = Callable[[Collection[Mapping[str, Any]]], Mapping[str, Any]]
 InFiles = Sequence[str | Path] | Mapping[str, str | Path]
@@ -53,6 +60,7 @@ def make_options(
     memory_budget: str | int,
     overwrite: bool,
     workers: int | None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> tuple[Options, Merges]:
     """The options of a concatenation. See `prefect_cytotable.flows.concat` for the arguments.
 
@@ -62,16 +70,21 @@ def make_options(
     """
     files, names = _inputs(in_files, keys)
     destination = _path("out_file", out_file)
-    if destination.suffix not in SUFFIXES:
+    suffix = Path(name_of(destination)).suffix
+    if suffix not in SUFFIXES:
         raise ArgumentError(f"out_file is {str(out_file)!r}; its name must end in .h5ad or .zarr.")
     for path in files:
-        if path.resolve() == destination.resolve():
+        if path == destination or (
+            not is_remote(path) and not is_remote(destination) and Path(path).resolve() == Path(destination).resolve()
+        ):
             raise ArgumentError(f"{destination} is one of the inputs. Choose another out_file.")
+    storage = check_storage_options(storage_options)
+    check_options_fit(storage, [*files, destination])
     options = Options(
-        in_files=tuple(map(str, files)),
+        in_files=tuple(files),
         keys=names,
-        destination=str(destination),
-        format=SUFFIXES[destination.suffix],
+        destination=destination,
+        format=SUFFIXES[suffix],
         axis=_axis(axis),
         join=Join(_choice("join", join, list(Join))),
         merge=_strategy("merge", merge),
@@ -84,11 +97,12 @@ def make_options(
         workers=max_threads() if workers is None else _positive("workers", workers),
         max_loaded_elems=_positive("max_loaded_elems", max_loaded_elems),
         overwrite=bool(overwrite),
+        storage=storage,
     )
     return options, Merges(merge, uns_merge)
 
 
-def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[Path], tuple[Scalar, ...]]:
+def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[str], tuple[Scalar, ...]]:
     """The paths, and a key for each: a mapping's own, those given, or numbers."""
     if isinstance(in_files, str | Path):
         raise ArgumentError(f"in_files is {str(in_files)!r}, a single path. Give a list or a mapping of paths.")
@@ -111,19 +125,19 @@ def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[Pa
             raise ArgumentError(f"keys has {key!r} twice. Give each input a key of its own.")
     files = [_path("in_files", path) for path in paths]
     for path in files:
-        if not path.exists():
+        if not is_remote(path) and not Path(path).exists():
             raise SourceNotFoundError(f"{path}: there is no such file or folder.")
     return files, tuple(given)
 
 
-def _path(name: str, value: str | Path) -> Path:
+def _path(name: str, value: str | Path) -> str:
+    """An absolute path, or a URL of object storage."""
     if not isinstance(value, str | Path):
         raise ArgumentError(f"{name} has {value!r}, which is no path. Open files and stores cannot be given.")
     if not str(value).strip():
         raise ArgumentError(f"{name} is empty.")
-    if "://" in str(value):
-        raise ArgumentError(f"{name} has {str(value)!r}; this version reads and writes local paths only.")
-    return Path(value).expanduser().absolute()
+    text = check_url(str(value))
+    return text if is_remote(text) else str(Path(text).expanduser().absolute())
 
 
 def _axis(axis: int | str) -> int:
