@@ -177,6 +177,8 @@ def upload(output: Path, options: Options) -> None:
         return
     check_remote_destination(options)
     mark = _uploading(options)
+    if mark.exists():
+        in_parallel(lambda one: places.remove(one.path), _below(options.destination, places), THREADS)
     mark.touch()
     names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     chunks = [name for name in names if name.rpartition("/")[2] not in ZARR_METADATA]
