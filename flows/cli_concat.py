@@ -45,6 +45,7 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     )
     add("--workers", type=int, help="blocks under way at once (default: one for each processor)")
     add("--memory-budget", default="1GiB", metavar="SIZE", help="for the whole process tree (default: %(default)s)")
+    add("--compression", default="source", help="of large arrays in h5ad: gzip, lzf, none or source (%(default)s)")
     add(
         "--storage-option",
         nargs="+",
@@ -64,7 +65,7 @@ def _concat(given: argparse.Namespace) -> int:
     )  # a missing one is named
     names = (
         "in_files", "out_file", "max_loaded_elems", "axis", "join", "merge", "uns_merge", "label", "keys",
-        "index_unique", "pairwise", "task_runner", "memory_budget", "overwrite", "workers",
+        "index_unique", "pairwise", "task_runner", "memory_budget", "overwrite", "workers", "compression",
     )  # fmt: skip
     arguments: dict[str, Any] = {name: getattr(given, name) for name in names}
     arguments["fill_value"] = _number(given.fill_value)

@@ -37,6 +37,7 @@ def concat(
     memory_budget: str | int = "1GiB",
     overwrite: bool = False,
     workers: int | None = None,
+    compression: str | None = "source",
     storage_options: Mapping[str, object] | None = None,
     progress: ConcatProgress | None = None,
 ) -> str:
@@ -65,6 +66,7 @@ def concat(
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         overwrite: Whether an AnnData file that is there is replaced, once the new one is whole.
         workers: Blocks under way at once; by default as many as there are processors, and memory for.
+        compression: Of the large arrays in h5ad: "gzip", "lzf", None, or "source", as the inputs have them.
         storage_options: How object storage is reached, such as {"no_sign_request": True} or {"profile": "lab"}. Never
             credentials: those belong in the environment.
         progress: Who hears of the progress; nobody by default.

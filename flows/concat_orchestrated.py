@@ -93,6 +93,7 @@ def concat_flow(
     memory_budget: str | int = "1GiB",
     overwrite: bool = False,
     workers: int | None = None,
+    compression: str | None = "source",
     storage_options: dict[str, str | bool] | None = None,
 ) -> str:
     """Concatenate AnnData files; the parameters are those of `prefect_cytotable.flows.concat.concat`.

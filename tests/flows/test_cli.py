@@ -373,7 +373,9 @@ def test_help_lists_every_command() -> None:
         assert re.search(rf"^ +{name} +\S", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch", "concat"])
+@pytest.mark.parametrize(
+    "name", ["convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch", "concat"]
+)
 def test_the_help_of_each_command_documents_each_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     done = called(name, "--help")

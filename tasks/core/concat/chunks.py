@@ -25,6 +25,9 @@ Numbers = tuple[int, ...]
 
 _V2 = frozenset({"blosc", "zstd", "zlib", "gzip", "lz4", "lzma", "bz2"})
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+BLOSC_HEADER = 16
+"""Bytes; the decoded length stands at 4, the stored one at 12."""
+
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -141,8 +144,9 @@ class ChunkFiles(Chunked):
             out[...] = self.fill
             return
         try:
+            self._check(stored, out)
             if self.codec is None:
-                out.reshape(-1)[...] = np.frombuffer(stored, self.dtype)
+                out[...] = np.frombuffer(stored, self.dtype).reshape(out.shape)
             elif out.flags.c_contiguous:
                 _check_length(self.codec.decode(stored, out=out), out)
             else:
@@ -153,6 +157,14 @@ class ChunkFiles(Chunked):
             raise BadSourceError(
                 path, f"the chunk cannot be decoded ({error})", "Is the store whole? Copy it again."
             ) from error
+
+    def _check(self, stored: bytes, out: Array) -> None:
+        """Refuse a chunk of Blosc whose header tells of other lengths: Blosc itself would read past its end."""
+        if getattr(self.codec, "codec_id", "") != "blosc":
+            return
+        told = [int.from_bytes(stored[place : place + 4], "little") for place in (4, 12)]
+        if len(stored) < BLOSC_HEADER or told != [out.nbytes, len(stored)]:
+            raise ValueError(f"its header tells of {told} bytes instead of {[out.nbytes, len(stored)]}")
 
     def encoded(self, chunk: Array) -> bytes | None:
         """A chunk as it is stored; None where it is not, because it holds the fill value (zero, bit for bit) alone."""

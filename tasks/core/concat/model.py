@@ -34,6 +34,15 @@ class Merge(StrEnum):
     ONLY = "only"
 
 
+class Compression(StrEnum):
+    """Of the large arrays in h5ad."""
+
+    SOURCE = "source"
+    GZIP = "gzip"
+    LZF = "lzf"
+    NONE = "none"
+
+
 CALLABLE = "a function"
 """Stands in the options for a merge strategy that is a function; the function itself goes beside them."""
 
@@ -67,6 +76,7 @@ class Options:
         memory_budget: Bytes for the whole process tree.
         workers: Blocks under way at once.
         max_loaded_elems: Elements of an array that a block may have.
+        compression: Of the large arrays, where the output is h5ad.
         storage: How object storage is reached, without secrets.
     """
 
@@ -86,6 +96,7 @@ class Options:
     workers: int
     max_loaded_elems: int
     overwrite: bool
+    compression: Compression = Compression.SOURCE
     storage: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -126,6 +137,7 @@ class Element:
         chunks: Shape of a dense array's chunks; empty where it is not chunked.
         nnz: Stored values of a sparse array.
         columns: Those of a data frame.
+        compression: Of its values in HDF5, "" where there is none.
     """
 
     path: str
@@ -137,6 +149,7 @@ class Element:
     chunks: tuple[int, ...] = ()
     nnz: int = 0
     columns: tuple[Column, ...] = ()
+    compression: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,6 +224,7 @@ class ArrayPlan:
         fill: Bytes, in hexadecimal, of the value for what no input has.
         chunks: Rows and columns of a chunk, of a dense array in zarr; the length of one, of a sparse array.
         size: Bytes in memory, at most.
+        compression: "gzip" or "lzf" in h5ad, "" where its bytes lie plainly; zarr has its own.
     """
 
     path: str
@@ -222,6 +236,7 @@ class ArrayPlan:
     parts: tuple[Part, ...]
     chunks: tuple[int, ...]
     size: int
+    compression: str = ""
 
 
 @dataclass(frozen=True)
@@ -332,6 +347,8 @@ class ArrayLayout:
         indptr: File of a sparse array's row (or column) starts.
         nnz: Stored values.
         offsets: By name of the dataset ("" for a dense array), where its bytes begin in an h5ad file.
+        chunks: Shape of a chunk.
+        compression: Of those in an h5ad file; "" where its bytes lie in a row.
     """
 
     path: str
@@ -347,6 +364,8 @@ class ArrayLayout:
     indptr: str
     nnz: int
     offsets: tuple[tuple[str, int], ...]
+    chunks: tuple[int, ...] = ()
+    compression: str = ""
 
 
 @dataclass(frozen=True)

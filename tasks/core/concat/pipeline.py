@@ -270,7 +270,7 @@ def _check_disk(plan: Plan) -> None:
     """Refuse a disk that surely cannot hold the output: dense arrays are not compressed in h5ad."""
     if plan.options.format is not StoreFormat.H5AD:
         return
-    needed = sum(array.size for array in plan.arrays if array.kind is Kind.DENSE)
+    needed = sum(array.size for array in plan.arrays if array.kind is Kind.DENSE and not array.compression)
     free = shutil.disk_usage(scratch_of(plan.options.destination, plan.options.storage)).free
     if needed > free:
         raise DiskSpaceError(

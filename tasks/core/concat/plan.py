@@ -17,6 +17,7 @@ from prefect_cytotable.tasks.core.concat.model import (
     CALLABLE,
     ArrayPlan,
     Column,
+    Compression,
     Element,
     FramePlan,
     Input,
@@ -30,7 +31,7 @@ from prefect_cytotable.tasks.core.concat.model import (
 )
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, Joined, join_names
 from prefect_cytotable.tasks.core.concat.probe import Probed, probe_aligned, probe_mapping, probe_pairwise
-from prefect_cytotable.tasks.core.concat.sizes import block_bytes, dense_chunks, fitted, sparse_chunk
+from prefect_cytotable.tasks.core.concat.sizes import H5_SPARSE_CHUNK, block_bytes, dense_chunks, fitted, sparse_chunk
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 DEFAULT_ZARR_FORMAT = 2
@@ -254,8 +255,11 @@ class _Draft:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)
             chunks = (sparse_chunk(self._block),)
+        packed = _compression(parts, self._options)
+        if packed and kind.sparse:
+            chunks = (min(chunks[0], H5_SPARSE_CHUNK),)
         self.arrays.append(
-            ArrayPlan(path, kind, shape, dtype.str, axis, fill.tobytes().hex(), tuple(parts), chunks, size)
+            ArrayPlan(path, kind, shape, dtype.str, axis, fill.tobytes().hex(), tuple(parts), chunks, size, packed)
         )
         lacking_parts = [part for part in parts if part.element is None]
         if lacking_parts:
@@ -291,6 +295,17 @@ def _entries(part: Part, fill: Any, shape: tuple[int, ...], axis: int) -> int:
     element, cells = part.element, part.extent * (shape[1 - axis] if axis >= 0 else 0)
     stored = 0 if element is None else element.nnz if element.kind.sparse else int(np.prod(element.shape))
     return stored + (cells if fill != 0 else 0)
+
+
+def _compression(parts: list[Part], options: Options) -> str:
+    """How an array is compressed in h5ad: as was asked for, or as it is in the first h5ad file that has it."""
+    if options.format is not StoreFormat.H5AD or options.compression is Compression.NONE:
+        return ""
+    if options.compression is not Compression.SOURCE:
+        return options.compression.value
+    first = next((part.element for part in parts if part.element), None)
+    known = first.compression if first else ""
+    return known if known in (Compression.GZIP, Compression.LZF) else ""
 
 
 def _row(element: Element | None) -> int:

@@ -18,7 +18,7 @@ import zarr
 from anndata.io import write_elem
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.concat import merged
+from prefect_cytotable.tasks.core.concat import merged, packing
 from prefect_cytotable.tasks.core.concat.frames import Inputs, write_frame
 from prefect_cytotable.tasks.core.concat.model import (
     ArrayLayout,
@@ -152,19 +152,25 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
         indptr="",
         nnz=0,
         offsets=(),
+        chunks=array.chunks,
     )
     mapping, _, name = array.path.rpartition("/")
     parent = root[mapping] if mapping else root
     if array.kind is Kind.DENSE:
-        _encoded(_empty(parent, name, array.shape, array.dtype, array.chunks, format), "array", "0.2.0")
-        return layout
+        packed = array.compression if all(array.shape) else ""
+        _encoded(_empty(parent, name, array.shape, array.dtype, array.chunks, format, packed), "array", "0.2.0")
+        return replace(layout, compression=packed)
     indptr = _starts(layout, plan, folder)
-    layout = replace(layout, indptr=f"indptr-{number}.npy", nnz=int(indptr[-1]))
+    nnz = int(indptr[-1])
+    layout = replace(layout, indptr=f"indptr-{number}.npy", nnz=nnz)
+    if array.compression and nnz:
+        chunks = (min(array.chunks[0], nnz),)
+        layout = replace(layout, chunk=chunks[0], chunks=chunks, compression=array.compression)
     np.save(folder / layout.indptr, indptr, allow_pickle=False)
     group = _encoded(parent.create_group(name), _ENCODINGS[array.kind], "0.1.0")
     group.attrs["shape"] = list(array.shape)
     for dataset, dtype in (("data", layout.dtype), ("indices", layout.index_dtype)):
-        _empty(group, dataset, (layout.nnz,), dtype, array.chunks, format)
+        _empty(group, dataset, (layout.nnz,), dtype, layout.chunks, format, layout.compression)
     wide = np.int32 if layout.nnz <= INT32 else np.int64
     starts = _empty(group, "indptr", indptr.shape, np.dtype(wide).str, (max(min(len(indptr), 1 << 18), 1),), format)
     starts[...] = indptr.astype(wide)
@@ -172,11 +178,19 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
 
 
 def _empty(
-    group: Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], format: StoreFormat
+    group: Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunks: tuple[int, ...],
+    format: StoreFormat,
+    compression: str = "",
 ) -> Any:
-    """An array without values. In HDF5 its bytes lie in a row, at a place that it gets now."""
+    """An array without values. In HDF5 its bytes lie in a row, at a place that it gets now, unless it is compressed."""
     if format is StoreFormat.ZARR:
         return group.create_array(name, shape=shape, dtype=np.dtype(dtype), chunks=chunks, fill_value=0)
+    if compression:
+        return group.create_dataset(name, shape, np.dtype(dtype), chunks=chunks, compression=compression)
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_layout(h5py.h5d.CONTIGUOUS)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -189,6 +203,9 @@ def _with_offsets(layouts: list[ArrayLayout], output: Path) -> list[ArrayLayout]
     found = []
     with h5py.File(output, "r") as root:
         for layout in layouts:
+            if layout.compression:
+                found.append(layout)
+                continue
             names = ("",) if layout.kind is Kind.DENSE else ("data", "indices")
             paths = {name: f"{layout.path}/{name}".rstrip("/") for name in names}
             offsets = tuple((name, root[path].id.get_offset() or 0) for name, path in paths.items())
@@ -260,6 +277,8 @@ def load_layout(folder: Path) -> Layout | None:
         layout = _LAYOUT.decode((folder / LAYOUT).read_bytes())
     except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
         return None
+    if packing.was_broken_off(layout):
+        return None
     return layout if Path(layout.output).exists() and Path(layout.folder) == folder else None
 
 
@@ -269,7 +288,9 @@ def load_known_layout(path: str) -> Layout:
 
 
 def finish_output(layout: Layout) -> None:
-    """What comes after the last block: in zarr, one file with all metadata, as anndata writes it."""
+    """What comes after the last block: in zarr one file with all metadata, in h5ad the chunks that are compressed."""
     if layout.format is StoreFormat.ZARR:
         with quiet():
             zarr.consolidate_metadata(layout.output)
+    else:
+        packing.pack(layout)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
-from prefect_cytotable.tasks.core.concat.model import AXES, CALLABLE, Join, Merge, Options, Scalar, StoreFormat
+from prefect_cytotable.tasks.core.concat.model import (
+    AXES,
+    CALLABLE,
+    Compression,
+    Join,
+    Merge,
+    Options,
+    Scalar,
+    StoreFormat,
+)
 from prefect_cytotable.tasks.core.errors import ArgumentError, CytotableError, SourceNotFoundError, nearest
 from prefect_cytotable.tasks.core.places import (
     check_options_fit,
@@ -61,6 +70,7 @@ def make_options(
     overwrite: bool,
     workers: int | None,
     storage_options: Mapping[str, object] | None = None,
+    compression: str | None = Compression.SOURCE,
 ) -> tuple[Options, Merges]:
     """The options of a concatenation. See `prefect_cytotable.flows.concat` for the arguments.
 
@@ -97,6 +107,7 @@ def make_options(
         workers=max_threads() if workers is None else _positive("workers", workers),
         max_loaded_elems=_positive("max_loaded_elems", max_loaded_elems),
         overwrite=bool(overwrite),
+        compression=_compression(compression, SUFFIXES[suffix]),
         storage=storage,
     )
     return options, Merges(merge, uns_merge)
@@ -175,6 +186,13 @@ def _fill(value: object) -> Scalar | None:
     if plain is not None and not isinstance(plain, bool | int | float):
         raise ArgumentError(f"fill_value is {value!r}, which is no number.")
     return plain
+
+
+def _compression(value: str | None, format: StoreFormat) -> Compression:
+    found = Compression(_choice("compression", "none" if value is None else value, list(Compression)))
+    if format is StoreFormat.ZARR and found in (Compression.GZIP, Compression.LZF):
+        raise ArgumentError(f"compression is {found.value!r}, which is for h5ad. A zarr output has zarr's own.")
+    return found
 
 
 def _positive(name: str, value: object) -> int:

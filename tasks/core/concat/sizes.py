@@ -28,6 +28,9 @@ CHUNK = MIB
 
 SMALLEST_CHUNK = MIB // 16
 
+H5_SPARSE_CHUNK = MIB // 8
+"""Stored values of a chunk of a compressed sparse array in h5ad: what HDF5 keeps decoded at a time is a mebibyte."""
+
 JOB, JOBS = 64 * MIB, 16
 """Bytes of an array that one task writes, at most; an array becomes that many tasks where it is large enough."""
 
@@ -174,7 +177,7 @@ def _disk(plan: Plan) -> int:
         for part in array.parts:
             if array.kind.sparse and part.element and part.element.kind is not array.kind:
                 turned += _cells(part.element) * (np.dtype(array.dtype).itemsize + 40)
-    return sum(array.size for array in plan.arrays) + turned + rest
+    return sum(array.size * (2 if array.compression else 1) for array in plan.arrays) + turned + rest
 
 
 def _cells(element: Element) -> int:

@@ -187,7 +187,16 @@ def describe(root: Group, name: str, path: str) -> Element:
         if hasattr(node, "shape") and how in ("array", "") and node.dtype.kind in "biufc" and len(node.shape) >= 2:
             shape = tuple(map(int, node.shape))
             chunks = tuple(map(int, getattr(node, "chunks", None) or ()))
-            return Element(name, Kind.DENSE, shape, node.dtype.str, _bytes(node), _piece(node), chunks)
+            return Element(
+                name,
+                Kind.DENSE,
+                shape,
+                node.dtype.str,
+                _bytes(node),
+                _piece(node),
+                chunks,
+                compression=_compression(node),
+            )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadSourceError(path, f"{name} is no {how or 'array'} as anndata writes it ({error})", REWRITE) from error
     return Element(name, Kind.OTHER, (), size=_in_memory(node))
@@ -202,7 +211,12 @@ def _sparse(node: Group, name: str, kind: Kind, path: str) -> Element:
     nnz = int(data.shape[0])
     size = sum(map(_bytes, (data, indices, indptr)))
     piece = max(map(_piece, (data, indices)))
-    return Element(name, kind, (rows, columns), data.dtype.str, size, piece, nnz=nnz)
+    return Element(name, kind, (rows, columns), data.dtype.str, size, piece, nnz=nnz, compression=_compression(data))
+
+
+def _compression(dataset: Any) -> str:
+    """How HDF5 compresses a dataset."""
+    return dataset.compression or "" if isinstance(dataset, h5py.Dataset) else ""
 
 
 def _frame(node: Group, name: str) -> Element:

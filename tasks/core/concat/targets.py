@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Layout, StoreFormat
+from prefect_cytotable.tasks.core.concat.packing import packed
 from prefect_cytotable.tasks.core.errors import DamagedPartError
 
 Array = NDArray[Any]
@@ -120,6 +121,9 @@ def opened_targets(layout: Layout, array: ArrayLayout, names: tuple[str, ...]) -
     if layout.format is StoreFormat.ZARR:
         folders = [Path(layout.output) / f"{array.path}/{name}".rstrip("/") for name in names]
         yield tuple(ZarrTarget(_made(folder)) for folder in folders)
+        return
+    if array.compression:
+        yield tuple(ZarrTarget(packed(layout, array, name)) for name in names)
         return
     offsets = dict(array.offsets)
     types = {"": array.dtype, "data": array.dtype, "indices": array.index_dtype}
