@@ -94,8 +94,21 @@ def served(server_of_the_module: Served) -> Iterator[Served]:
         yield server_of_the_module
 
 
-@pytest.mark.parametrize("runner", ["concurrent", "process"])
-def test_a_flow_run_with_a_task_for_each_block(runner: str, served: Served, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a small Dask cluster that somebody else has started."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+    ) as started:
+        yield started.scheduler_address
+
+
+@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
+def test_a_flow_run_with_a_task_for_each_block(
+    runner: str, served: Served, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    runner = request.getfixturevalue("cluster") if runner == "dask" else runner
     inputs = made(tmp_path / "in", format="zarr")
 
     def largest(mappings: Any) -> dict[str, Any]:

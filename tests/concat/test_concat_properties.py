@@ -1,7 +1,11 @@
-"""What is written equals what anndata puts together in memory, whatever the inputs hold."""
+"""What is written equals what anndata puts together in memory, whatever the inputs hold.
+
+The variable CYTOTABLE_EXAMPLES multiplies the number of examples.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +22,8 @@ from prefect_cytotable.flows.concat import concat
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 pytestmark = pytest.mark.usefixtures("alone")
+
+EXAMPLES = int(os.environ.get("CYTOTABLE_EXAMPLES") or 1)
 
 STRATEGIES = (None, "same", "unique", "first", "only")
 
@@ -46,7 +52,7 @@ def can_be_written(result: Any, folder: Path) -> bool:
 
 
 # An example writes files, so that looking for a smaller one that fails too would take minutes.
-@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=8 * EXAMPLES, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data(), arguments=asked(), axis=st.sampled_from([0, 1]), elements=st.sampled_from([1, 10, 10**8]))
 def test_the_result_is_that_of_anndata(
     data: st.DataObject, arguments: dict[str, Any], axis: int, elements: int
