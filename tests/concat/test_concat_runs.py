@@ -126,6 +126,15 @@ def test_a_mapping_and_a_single_input(inputs: list[Path], tmp_path: Path) -> Non
     assert set(read(out).obs["plate"]) == {"x"}
 
 
+def test_an_input_without_rows_decides_types_as_in_pandas(tmp_path: Path) -> None:
+    full = anndata.AnnData(np.ones((2, 1)), obs=pd.DataFrame({"number": [1, 2]}, index=["a", "b"]))
+    for name, columns in (("with", {"other": np.empty(0)}), ("without", {})):
+        empty = anndata.AnnData(np.ones((0, 1)), obs=pd.DataFrame(columns, index=[]))
+        paths = [write(one, tmp_path / f"{name}{number}.h5ad") for number, one in enumerate((empty, full))]
+        got = read(concat(paths, tmp_path / f"{name}.h5ad", join="outer"))
+        assert_same(got, expected([read(path) for path in paths], join="outer"))
+
+
 def test_a_function_merges(inputs: list[Path], tmp_path: Path) -> None:
     def largest(mappings: Any) -> dict[str, Any]:
         return {"number": max(one["number"] for one in mappings)}

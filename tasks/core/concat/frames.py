@@ -179,11 +179,19 @@ def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> 
     if isinstance(dtype, pd.BooleanDtype) or dtype == np.dtype(object):
         parts = [None if one is None else one.astype(dtype) for one in parts]
     frames = [
-        pd.DataFrame(index=pd.RangeIndex(extent)) if one is None else one.to_frame(name)
-        for one, extent in zip(parts, extents, strict=True)
+        _lacking(element, name, extent) if one is None else one.to_frame(name)
+        for one, element, extent in zip(parts, frame.elements, extents, strict=True)
     ]
     with quiet():
         return pd.concat(frames, ignore_index=True)[name]._values
+
+
+def _lacking(element: Element | None, name: str, extent: int) -> Any:
+    """A frame without a column. pandas takes types from one without rows too, unless it has no columns at all."""
+    found = pd.DataFrame(index=pd.RangeIndex(extent))
+    if element is not None and element.columns and not extent:
+        found[f"not {name}"] = np.empty(0)
+    return found
 
 
 def _has(element: Element | None, name: str) -> bool:
