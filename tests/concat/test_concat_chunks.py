@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -119,6 +121,29 @@ def test_hdf5_past_hdf5(kind: str, options: dict[str, Any], tmp_path: Path) -> N
     if not options:
         with opened_rows(str(tmp_path / "a.h5"), "h5ad", ("holes",), 1 << 16) as (rows,):
             check(rows, np.ones_like(values))
+
+
+def test_a_user_block_before_the_file(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w", userblock_size=512) as file:
+        file.create_dataset("x", data=VALUES["f4"], chunks=(5, 4))
+        file.create_dataset("y", data=VALUES["f4"])
+    with opened_rows(str(tmp_path / "a.h5"), "h5ad", ("x", "y"), 1 << 16) as found:
+        for rows in found:
+            check(rows, VALUES["f4"])
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_should(tmp_path: Path) -> None:
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    array = root.create_array("x", shape=(23, 11), dtype="f4", chunks=(5, 4), compressors=numcodecs.GZip(1))
+    array[...] = VALUES["f4"]
+    with opened_rows(str(tmp_path / "a.zarr"), "zarr", ("x",), 1 << 16) as (rows,):
+        check(rows, VALUES["f4"])
+    (tmp_path / "a.zarr" / "x" / "1.2").write_bytes(gzip.compress(bytes(1 << 24)))
+    with (
+        opened_rows(str(tmp_path / "a.zarr"), "zarr", ("x",), 1 << 16) as (rows,),
+        pytest.raises(BadSourceError, match=r"x/1\.2: the chunk cannot be decoded"),
+    ):
+        rows.read(0, 23)
 
 
 def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:

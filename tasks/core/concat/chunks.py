@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,14 @@ from prefect_cytotable.tasks.core.errors import BadSourceError
 Array = NDArray[Any]
 Numbers = tuple[int, ...]
 
-_V2 = frozenset({"blosc", "zstd", "zlib", "gzip", "lz4", "lzma", "bz2"})
+_V2 = frozenset({"blosc", "zstd", "zlib", "gzip", "lz4"})
+
+INFLATED = ("zlib", "gzip")
+"""Codecs whose library decodes all that there is, however much; a chunk is decoded no further than its length."""
+
+ANY_HEADER = 47
+"""`wbits` of zlib for either of them."""
+
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 BLOSC_HEADER = 16
 """Bytes; the decoded length stands at 4, the stored one at 12."""
@@ -147,13 +155,16 @@ class ChunkFiles(Chunked):
             self._check(stored, out)
             if self.codec is None:
                 out[...] = np.frombuffer(stored, self.dtype).reshape(out.shape)
+            elif self.codec.codec_id in INFLATED:
+                found = zlib.decompressobj(wbits=ANY_HEADER).decompress(stored, out.nbytes + 1)
+                out[...] = np.frombuffer(found, self.dtype).reshape(out.shape)
             elif out.flags.c_contiguous:
                 _check_length(self.codec.decode(stored, out=out), out)
             else:
-                found = np.empty(out.shape, self.dtype)
-                _check_length(self.codec.decode(stored, out=found), found)
-                out[...] = found
-        except (ValueError, RuntimeError, TypeError, OSError, EOFError) as error:
+                whole = np.empty(out.shape, self.dtype)
+                _check_length(self.codec.decode(stored, out=whole), whole)
+                out[...] = whole
+        except (ValueError, RuntimeError, TypeError, OSError, EOFError, zlib.error) as error:
             raise BadSourceError(
                 path, f"the chunk cannot be decoded ({error})", "Is the store whole? Copy it again."
             ) from error

@@ -45,6 +45,8 @@ class H5Chunks(Chunked):
             return None
         if h5py.check_enum_dtype(dataset.dtype) is not None or not dataset.size:
             return None
+        if dataset.file.userblock_size:  # versions of HDF5 differ in whether a chunk's place counts from behind it
+            return None
         made = dataset.id.get_create_plist()
         filters = tuple(int(made.get_filter(number)[0]) for number in range(made.get_nfilters()))
         if filters not in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE)):
