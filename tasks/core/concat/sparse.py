@@ -307,7 +307,7 @@ def renamed(found: Slices, names: Renaming) -> Slices:
         if not names.offset:
             return found
         return Slices(found.counts, found.indices.astype(np.int64) + names.offset, found.data)
-    indices = names.places[found.indices]
+    indices = names.places.take(found.indices, mode="clip")  # all are inside, which was looked at
     if not names.drops:
         return Slices(found.counts, indices, found.data)
     there = np.flatnonzero(indices >= 0)
@@ -390,5 +390,8 @@ def count_entries(
         end = max(int(np.searchsorted(loads, done + entries, side="right")), begin + 1)
         found = indices.read(done, int(loads[end - 1]))
         check_indices(found, len(names.places), source)
-        yield low + begin, kept_counts(np.flatnonzero(names.places[found] >= 0), counts[begin:end]) + lacking
+        yield (
+            low + begin,
+            kept_counts(np.flatnonzero(names.places.take(found, mode="clip") >= 0), counts[begin:end]) + lacking,
+        )
         begin = end
