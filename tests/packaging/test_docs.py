@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "fetch", "concat", "presets", "demo", "server", "profile", "memory")
+COMMANDS = ("convert", "plan", "fetch", "concat", "presets", "demo", "server", "serve", "profile", "memory")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_every_option_is_documented_and_no_other(
     assert all(everywhere <= one for one in found.values())
     assert documented("convert and plan") == found["plan"] - everywhere
     assert documented("convert alone") == found["convert"] - found["plan"]
-    for one in ("server", "profile", "memory"):
+    for one in ("server", "serve", "profile", "memory"):
         assert documented(one) == found[one] - everywhere
     assert documented("Options", "fetch.md") == found["fetch"] - everywhere
     assert found["presets"] == found["demo"] == everywhere
