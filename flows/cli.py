@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, serve and others.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, concat, fetch, demo, server, serve and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import cli_fetch, cli_profile, cli_reprocess, cli_serve
+from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_reprocess, cli_serve
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -132,6 +132,7 @@ def _parser() -> _Parser:
     one.add_argument("what", choices=["start", "status", "stop", "settings"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
 
+    cli_concat.add_command(command)
     cli_serve.add_command(command)
     cli_profile.add_commands(command, parser)
     return parser

@@ -30,7 +30,7 @@ DOCUMENTS = sorted(
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
 COMMANDS = (
-    *("convert", "plan", "reprocess", "cache", "fetch", "presets", "demo"),
+    *("convert", "plan", "reprocess", "cache", "concat", "fetch", "presets", "demo"),
     *("server", "serve", "profile", "memory"),
 )
 
