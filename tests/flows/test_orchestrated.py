@@ -311,6 +311,16 @@ def test_every_runner_gives_the_bytes_of_a_local_run(
     assert run.parameters["task_runner"] == ("given" if name == "object" else runner)
 
 
+def test_a_dask_cluster_gives_the_anndata_of_a_local_run(
+    here: Served, served: Served, plate: Path, tmp_path: Path, cluster: str
+) -> None:
+    made = {"preset": SQLITE, "chunk_size": ROWS}
+    with no_server(served), temporary_settings(restore_defaults={PREFECT_API_URL}):
+        local = convert(plate, tmp_path / "local.h5ad", "anndata_h5ad", **made)
+    path = convert(plate, "out.h5ad", "anndata_h5ad", task_runner=cluster, workers=2, **made)
+    assert Path(str(path)).read_bytes() == Path(str(local)).read_bytes()
+
+
 # --- done before --------------------------------------------------------------------------------------------
 
 
@@ -515,7 +525,7 @@ def test_inside_an_event_loop(where: str, here: Served, plate: Path, undisturbed
     found = here.client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     )
-    assert [one.key for one in found] == ["row-account"]
+    assert {one.key for one in found} == {"conversion-progress", "conversion-report", "row-account", "schema"}
 
 
 # --- failures -----------------------------------------------------------------------------------------------
