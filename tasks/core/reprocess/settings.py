@@ -19,6 +19,7 @@ from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 from prefect_cytotable.tasks.core.reprocess.listing import check_apart
 from prefect_cytotable.tasks.core.reprocess.model import NewVersion, Plate, Settings
 from prefect_cytotable.tasks.core.request import make_options, work_folder
+from prefect_cytotable.tasks.core.roots import check_path
 from prefect_cytotable.tasks.core.store import scratch_of
 
 DAY = 86400.0
@@ -102,11 +103,15 @@ def make_settings(
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
+        OutsideRootsError: A root or the work folder is not allowed on this machine.
         UnknownArgumentError: `options` has a name that is no argument of `convert`.
         MemoryBudgetError: The budget is too small for so many plates at once.
     """
     check_names(options or {}, defaults)
     root, destination = _place("source_root", source_root), _place("destination_root", destination_root)
+    check_path("source_root", root)
+    check_path("destination_root", destination)
+    check_path("work_dir", work_dir)
     check_apart(root, destination)
     arguments = {**defaults, **(options or {}), "preset": preset, "storage_options": storage_options}
     known = {
