@@ -81,12 +81,9 @@ def make_options(
         OutsideRootsError: An input, the output or a server is not allowed on this machine.
         SourceNotFoundError: There is no such input.
     """
-    files, names = _inputs(in_files, keys)
     destination = _path("out_file", out_file)
+    files, names = _inputs(in_files, keys)
     storage = check_storage_options(storage_options)
-    for path in files:
-        check_path("in_files", path)
-    check_path("out_file", destination)
     check_places(destination, destination, None, None, storage)  # its hidden folder, and the storage options
     suffix = Path(name_of(destination)).suffix
     if suffix not in SUFFIXES:
@@ -149,12 +146,13 @@ def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[st
 
 
 def _path(name: str, value: str | Path) -> str:
-    """An absolute path, or a URL of object storage."""
+    """An absolute path, or a URL of object storage, in the allowed roots."""
     if not isinstance(value, str | Path):
         raise ArgumentError(f"{name} has {value!r}, which is no path. Open files and stores cannot be given.")
     if not str(value).strip():
         raise ArgumentError(f"{name} is empty.")
     text = check_url(str(value))
+    check_path(name, text)
     return text if is_remote(text) else str(Path(text).expanduser().absolute())
 
 
