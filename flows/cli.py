@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, profile and others.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, fetch, presets, demo, server, serve and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import cli_fetch, cli_profile, cli_reprocess
+from prefect_cytotable.flows import cli_fetch, cli_profile, cli_reprocess, cli_serve
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -27,6 +27,7 @@ from prefect_cytotable.tasks.core.model import Format
 from prefect_cytotable.tasks.core.pipeline import plan_lines
 from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
 from prefect_cytotable.tasks.core.progress import Lines, Silent
+from prefect_cytotable.tasks.core.roots import check_file
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -126,9 +127,10 @@ def _parser() -> _Parser:
     one.add_argument("folder", nargs="?", default="prefect-cytotable-demo", help="where to (default: %(default)s)")
 
     one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
-    one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
+    one.add_argument("what", choices=["start", "status", "stop", "settings"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
 
+    cli_serve.add_command(command)
     cli_profile.add_commands(command, parser)
     return parser
 
@@ -145,7 +147,8 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         default="concurrent",
         dest="task_runner",
         metavar="RUNNER",
-        help="sequential, concurrent, process, dask, or a Dask scheduler's address (default: %(default)s)",
+        help="sequential, concurrent, process, dask, dask:slurm and its like, or a Dask scheduler's address "
+        "(default: %(default)s)",
     )
     add("--workers", type=int, help="chunks under way at once (default: one for each processor)")
     add(
@@ -245,6 +248,7 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     columns = given.image_columns
     arguments["image_columns"] = columns[0] if len(columns) == 1 and "*" not in columns[0] else columns
     if given.joins:
+        check_file("--joins", given.joins)
         try:
             arguments["joins"] = Path(given.joins).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -297,6 +301,9 @@ def _server(given: argparse.Namespace) -> int:
         started = server.start(port=given.port)
         print(f"{'Already running' if started.already_running else 'Running'}: {started.ui_url}")
         print("Runs from now on are shown there. `prefect-cytotable server stop` ends it.")
+        return 0
+    if given.what == "settings":
+        print("\n".join(f"{name}={value}" for name, value in server.SERVER_SETTINGS.items()))
         return 0
     if given.what == "stop":
         print("Stopped." if server.stop() else "No server was running.")

@@ -16,6 +16,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
@@ -98,7 +99,8 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
     with profiled_if(profile, "convert", call.progress.say):
         note_flow_run(str(flow_run.id))
-        report = pipeline.run(options, PrefectCaller(runner, call.progress))
+        with within_limits((options.source, options.destination, options.work_dir), call.progress.say):
+            report = pipeline.run(options, PrefectCaller(runner, call.progress))
         call.report, call.answer = report, returned(report, options)
     return call.answer
 

@@ -19,6 +19,7 @@ from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.conductor import GIVEN
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.fetching import for_runner
+from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import fetch_stages
@@ -80,7 +81,8 @@ def fetch(arguments: dict[str, Any], task_runner: str) -> Fetched:
     options = for_runner(make_fetch_options(**arguments), runner)
     with profiled_if(profile, "fetch", call.progress.say), system_memory():
         note_flow_run(str(flow_run.id))
-        call.answer = pipeline.run(options, PrefectFetcher(runner, call.progress))
+        with within_limits((options.source, options.destination), call.progress.say):
+            call.answer = pipeline.run(options, PrefectFetcher(runner, call.progress))
     return call.answer
 
 

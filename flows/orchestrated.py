@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import conductor
+from prefect_cytotable.flows import conductor, form
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
@@ -74,37 +74,40 @@ def _run_name() -> str:
 
 @flow(name="convert", flow_run_name=_run_name, persist_result=False)
 def convert_flow(
-    source_path: str,
-    dest_path: str,
-    dest_datatype: str = "parquet",
-    source_datatype: str | None = None,
-    metadata: list[str] | None = None,
-    compartments: list[str] | None = None,
-    identifying_columns: list[str] | None = None,
-    concat: bool = True,
-    join: bool = True,
-    joins: str | None = None,
-    chunk_size: int | None = None,
-    infer_common_schema: bool = True,
-    drop_null: bool = False,
-    data_type_cast_map: dict[str, str] | None = None,
-    add_tablenumber: bool | None = None,
-    page_keys: dict[str, str] | None = None,
-    sort_output: bool = True,
-    preset: str | None = "cellprofiler_csv",
-    task_runner: str = "concurrent",
-    memory_budget: str | int = "1GiB",
-    work_dir: str | None = None,
-    overwrite: bool = False,
-    unmatched: str = "drop",
-    on_bad_source: str = "skip",
-    image_columns: str | list[str] = "metadata",
-    keep_chunks: bool = False,
-    relations: dict[str, str] | None = None,
-    workers: int | None = None,
-    storage_options: dict[str, str | bool] | None = None,
-    profile: str | dict[str, Any] | None = None,
+    source_path: form.SourcePath,
+    dest_path: form.DestPath,
+    preset: form.Preset = "cellprofiler_csv",
+    task_runner: form.TaskRunner = "concurrent",
+    workers: form.Workers = None,
+    memory_budget: form.MemoryBudget = "1GiB",
+    overwrite: form.Overwrite = False,
+    keep_chunks: form.KeepChunks = False,
+    dest_datatype: form.DestDatatype = "parquet",
+    source_datatype: form.SourceDatatype = None,
+    image_columns: form.ImageColumns = "metadata",
+    unmatched: form.UnmatchedObjects = "drop",
+    on_bad_source: form.BadSources = "skip",
+    join: form.Join = True,
+    concat: form.Concat = True,
+    sort_output: form.SortOutput = True,
+    drop_null: form.DropNull = False,
+    infer_common_schema: form.CommonSchema = True,
+    add_tablenumber: form.TableNumber = None,
+    compartments: form.Compartments = None,
+    metadata: form.Metadata = None,
+    identifying_columns: form.IdentifyingColumns = None,
+    relations: form.Relations = None,
+    page_keys: form.PageKeys = None,
+    data_type_cast_map: form.Casts = None,
+    joins: form.Joins = None,
+    chunk_size: form.ChunkSize = None,
+    work_dir: form.WorkDir = None,
+    storage_options: form.StorageOptions = None,
+    profile: form.Profile = None,
 ) -> Returned:
-    """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
+    """Convert measurements to one single-cell table.
+
+    The parameters are those of `prefect_cytotable.flows.convert`, in the order in which a form shows them.
+    """
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}
     return conductor.convert(arguments, task_runner)

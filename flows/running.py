@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect_cytotable.flows.clusters import RUNNERS
 from prefect_cytotable.flows.connection import Connection, Origin, configured_api_url
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
@@ -19,6 +20,7 @@ from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.request import make_options
 from prefect_cytotable.tasks.core.returned import Returned, returned
+from prefect_cytotable.tasks.core.roots import check_endpoint
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 Profile = str | Path | Profiling | Mapping[str, Any]
 """What ``profile=`` can be."""
 
-DASK = "dask"
 HOW_TO_SERVE = "No Prefect server: running here. `prefect-cytotable server start` shows runs in the UI."
 EPHEMERAL = (
     "No Prefect server is configured, so Prefect starts one for this run alone: 10-20 s, and its records go with it. "
@@ -101,10 +102,13 @@ def checked_runner(task_runner: str | TaskRunner[Any]) -> str | TaskRunner[Any]:
         if hasattr(task_runner, "submit") and hasattr(task_runner, "map"):
             return task_runner
         raise ArgumentError(f"task_runner is {task_runner!r}, neither a name nor a Prefect TaskRunner.")
-    if task_runner in (*Runner, DASK) or "://" in task_runner:
+    if task_runner in RUNNERS:
+        return task_runner
+    if "://" in task_runner:
+        check_endpoint("task_runner", task_runner)  # what a scheduler sends is unpickled
         return task_runner
     raise ArgumentError(
-        f"task_runner is {task_runner!r}. {nearest(task_runner, (*Runner, DASK))} A Dask scheduler's address looks "
+        f"task_runner is {task_runner!r}. {nearest(task_runner, RUNNERS)} A Dask scheduler's address looks "
         f"like 'tcp://127.0.0.1:8786'."
     )
 

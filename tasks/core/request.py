@@ -23,7 +23,9 @@ from prefect_cytotable.tasks.core.places import (
     is_remote,
 )
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
-from prefect_cytotable.tasks.core.presets import load_preset
+from prefect_cytotable.tasks.core.places.options import ADDRESS_OPTIONS, PATH_OPTIONS
+from prefect_cytotable.tasks.core.presets import TOML, load_preset
+from prefect_cytotable.tasks.core.roots import check_endpoint, check_file, check_path
 from prefect_cytotable.tasks.core.schema import check_casts
 from prefect_cytotable.tasks.core.store import neighbour, remote_neighbour, scratch_of
 
@@ -118,10 +120,11 @@ def make_options(
     for name, value in (("source_path", source_path), ("dest_path", dest_path)):
         if not str(value).strip():
             raise ArgumentError(f"{name} is empty.")
-    chosen = load_preset(preset)
-    effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
     storage = check_storage_options(storage_options)
     source, destination = _place(source_path), _place(dest_path)
+    check_places(source, destination, work_dir, preset, storage)
+    chosen = load_preset(preset)
+    effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
     check_options_fit(storage, [source, destination, *([_place(work_dir)] if work_dir else [])])
     destination = destination if is_remote(destination) else str(Path(destination).absolute())
     return Options(
@@ -151,6 +154,28 @@ def make_options(
         required=tuple(one.lower() for one in _list("compartments", compartments or ())),
         storage=storage,
     )
+
+
+def check_places(
+    source: str, destination: str, work_dir: str | Path | None, preset: str | None, storage: StorageOptions
+) -> None:
+    """Refuse whatever lies outside the allowed roots, before anything of it is looked at.
+
+    Raises:
+        OutsideRootsError: A path, or the server of an address, is not allowed on this machine.
+    """
+    check_path("source_path", source)
+    check_path("dest_path", destination)
+    check_path("work_dir", None if work_dir is None else _place(work_dir))
+    if not is_remote(destination):
+        check_file("dest_path's hidden folder", neighbour(Path(destination).absolute()))
+    if preset is not None and preset.endswith(TOML):
+        check_file("preset", preset)
+    for name, value in storage:
+        if name in PATH_OPTIONS:
+            check_file(f"storage_options {name}", value)
+        elif name in ADDRESS_OPTIONS:
+            check_endpoint(f"storage_options {name}", value)
 
 
 def _place(value: str | Path) -> str:

@@ -29,7 +29,9 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "reprocess", "cache", "fetch", "presets", "demo", "server", "profile", "memory")
+COMMANDS = (
+    "convert", "plan", "reprocess", "cache", "fetch", "presets", "demo", "server", "serve", "profile", "memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def test_every_option_is_documented_and_no_other(
     assert all(everywhere <= one for one in found.values())
     assert documented("convert and plan") == found["plan"] - everywhere
     assert documented("convert alone") == found["convert"] - found["plan"]
-    for one in ("cache", "server", "profile", "memory"):
+    for one in ("cache", "server", "serve", "profile", "memory"):
         assert documented(one) == found[one] - everywhere
     assert documented("reprocess") == found["reprocess"] - found["plan"]
     assert documented("Options", "fetch.md") == found["fetch"] - everywhere

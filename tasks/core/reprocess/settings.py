@@ -19,6 +19,7 @@ from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 from prefect_cytotable.tasks.core.reprocess.listing import check_apart
 from prefect_cytotable.tasks.core.reprocess.model import NewVersion, Plate, Settings
 from prefect_cytotable.tasks.core.request import make_options, work_folder
+from prefect_cytotable.tasks.core.roots import check_path
 from prefect_cytotable.tasks.core.store import scratch_of
 
 DAY = 86400.0
@@ -107,6 +108,8 @@ def make_settings(
     """
     check_names(options or {}, defaults)
     root, destination = _place("source_root", source_root), _place("destination_root", destination_root)
+    for name, path in (("source_root", root), ("destination_root", destination)):
+        check_path(name, path)
     check_apart(root, destination)
     arguments = {**defaults, **(options or {}), "preset": preset, "storage_options": storage_options}
     known = {
