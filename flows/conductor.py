@@ -14,12 +14,13 @@ from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
+from prefect_cytotable.flows import artifacts
 from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST
+from prefect_cytotable.flows.session import LOST, briefly
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
@@ -38,6 +39,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.places import is_remote
 from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.request import make_options
 from prefect_cytotable.tasks.core.returned import Returned, returned
 from prefect_cytotable.tasks.core.store import store_of
@@ -99,8 +101,9 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
     with profiled_if(profile, "convert", call.progress.say):
         note_flow_run(str(flow_run.id))
-        with within_limits((options.source, options.destination, options.work_dir), call.progress.say):
-            report = pipeline.run(options, PrefectCaller(runner, call.progress))
+        places = (options.source, options.destination, options.work_dir)
+        with within_limits(places, call.progress.say), artifacts.watched(call.progress, options) as progress:
+            report = pipeline.run(options, PrefectCaller(runner, progress))
         call.report, call.answer = report, returned(report, options)
     return call.answer
 
@@ -167,18 +170,20 @@ class PrefectCaller:
 
     def publish(self, report: Report) -> None:
         """Tell the report in the log, and show its table as an artifact."""
-        for line in reports.lines(report):
+        for line in artifacts.story(report):
             self._logger.info(line)
+        for line in reports.lines(report):
             self._progress.say(line)
         try:
-            stages.publish(report)
+            with briefly():
+                artifacts.publish(report)
         except LOST as error:  # the output is whole: that the server has no table of it is no failure
-            self.say(f"The server was not told the row account: {error}")
+            self.say(f"The server was not told the report: {error}")
 
     def say(self, text: str) -> None:
         """Tell the user something."""
-        self._logger.info(text)
-        self._progress.say(text)
+        self._logger.info(redact(text))
+        self._progress.say(redact(text))
 
 
 def _opaque(value: T) -> T:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from prefect_cytotable.tasks.core import formats
 from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
@@ -22,6 +23,7 @@ from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
+    Destination,
     Format,
     Gathered,
     Inspected,
@@ -33,6 +35,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
+from prefect_cytotable.tasks.core.report_page import with_page
 from prefect_cytotable.tasks.core.schema import widest
 from prefect_cytotable.tasks.core.store import Store, in_use, lock, scratch, store_at, store_of
 from prefect_cytotable.tasks.core.work import PlanPlace
@@ -215,7 +218,9 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
         files = caller.write(plan, results, report)
     if options.keep_chunks:
         store.drop_others({chunk.key for chunk in plan.chunks})
-    return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    report = replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    with marked("page"):
+        return with_page(plan, results, report)
 
 
 def _fitted(plan: Plan, caller: Caller) -> Plan:
@@ -225,7 +230,9 @@ def _fitted(plan: Plan, caller: Caller) -> Plan:
     databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
     cache = DUCKDB_CACHE if databases else 0
     chunk = plan.memory + (cache if caller.processes else 0)
-    shared = 0 if caller.processes else cache
+    once, each = formats.encoding_memory(plan.options.datatype, plan.memory)
+    shared = once + (0 if caller.processes else cache)
+    chunk += each
     workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
     memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
@@ -274,6 +281,8 @@ def plan_lines(plan: Plan) -> list[str]:
         text.append(f"keys         {gathered.label(check.compartment)}: {check.finding}")
     for table in plan.tables:
         text.append(f"output       {table.name}: {len(table.columns):,} columns")
+    if plan.options.datatype is not Destination.PARQUET:
+        text.append(f"format       {plan.options.datatype.value}, {formats.storing(plan.options)}")
     for dataset in gathered.datasets[:20]:
         number = "" if dataset.table_number is None else f", TableNumber {dataset.table_number}"
         text.append(f"dataset      {dataset.name}{number}")

@@ -35,6 +35,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER, column_rank
 from prefect_cytotable.tasks.core.places import Places, is_remote
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
 from prefect_cytotable.tasks.core.sources.base import Cut, Index
 from prefect_cytotable.tasks.core.sources.registry import reader_of
@@ -232,7 +233,8 @@ def _chunk(number: int, slices: tuple[Slice, ...], rows: int, memory: int, inspe
     used = [(datasets[one.dataset], one) for one in slices]
     content = [(dataset.name, dataset.table_number, dataset.sources, replace(one, dataset=0)) for dataset, one in used]
     key = hashlib.sha256(seed + msgspec.json.encode(content)).hexdigest()[:32]
-    return Chunk(number, _name(inspected, used), key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
+    name = redact(_name(inspected, used))
+    return Chunk(number, name, key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
 
 
 def _text_bytes(inspected: Inspected, used: list[tuple[Dataset, Slice]]) -> int:

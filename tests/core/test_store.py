@@ -118,7 +118,7 @@ def test_interrupted_files_beside_the_destination_go_with_the_next_run(tmp_path:
     (folder / ".tmp-0123").write_text("half an output")
     (folder / "parts" / ".tmp-0123-x.parquet").write_text("half a part")
     run(write_csv(tmp_path / "plate", tables({1: 3})), tmp_path / "out.parquet")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "plate"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.report.html", "plate"]
 
 
 def test_the_second_run_to_a_destination_is_refused(tmp_path: Path, run) -> None:

@@ -30,8 +30,9 @@ DOCUMENTS = sorted(
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
 COMMANDS = (
-    "convert", "plan", "reprocess", "cache", "fetch", "presets", "demo", "server", "serve", "profile", "memory",
-)  # fmt: skip
+    *("convert", "plan", "reprocess", "cache", "concat", "fetch", "presets", "demo"),
+    *("server", "serve", "profile", "memory"),
+)
 
 
 @dataclass(frozen=True)
