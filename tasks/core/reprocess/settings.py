@@ -13,7 +13,7 @@ import msgspec
 from prefect_cytotable.tasks.core.budget import BASE, SMALLEST_CHUNK, parse_bytes, show_bytes
 from prefect_cytotable.tasks.core.durations import parse_seconds
 from prefect_cytotable.tasks.core.errors import ArgumentError, MemoryBudgetError, UnknownArgumentError, nearest
-from prefect_cytotable.tasks.core.model import Options
+from prefect_cytotable.tasks.core.model import Destination, Options
 from prefect_cytotable.tasks.core.places import check_storage_options, check_url, is_remote, join
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 from prefect_cytotable.tasks.core.reprocess.listing import check_apart
@@ -150,10 +150,10 @@ def make_settings(
     recipe = Recipe(known)
     sample = Plate("plate", join(root, "plate"), 0, 0, 0, "")
     checked = make_options(**makeable(recipe.for_plate(sample, settings, workers, False)))
-    if not single and is_remote(destination):
+    if (not single or checked.datatype is Destination.ZARR) and is_remote(destination):
         raise ArgumentError(
-            f"{destination}: with join=False or concat=False an output is a folder, and folders in object storage are "
-            f"not replaced when a plate changes. Choose a destination on this machine, or one file a plate."
+            f"{destination}: with join=False, concat=False or zarr an output is a folder, and folders in object "
+            f"storage are not replaced when a plate changes. Choose a destination on this machine, or one file a plate."
         )
     mark = options_mark(checked, str(known["dest_datatype"]))
     return replace(settings, options=mark, workers=checked.workers), recipe, checked
