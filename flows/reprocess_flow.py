@@ -14,6 +14,7 @@ from prefect_cytotable.flows import form, reprocess_conductor
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.form import NAMES, NONE, NUMBER, SIZE, TEXT, choice, control, either, shown
 from prefect_cytotable.flows.orchestrated import plain
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.reprocess.model import NewVersion, Reprocessed
@@ -27,7 +28,7 @@ def reprocess(
 ) -> Reprocessed:
     """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
     call = reprocess_conductor.PlatesCall(task_runner, progress)
-    with connected(connection), reprocess_conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), reprocess_conductor.passing(call):
         try:
             answer: Reprocessed = reprocess_flow(**plain(arguments), task_runner=call.runner_name)
         except LOST as error:
