@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, fetch, concat, presets, demo, server, serve, profile, memory.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, concat, fetch, demo, server, serve and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_serve
+from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_reprocess, cli_serve
 from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
@@ -23,7 +23,7 @@ from prefect_cytotable.tasks.core.errors import (
     UnknownArgumentError,
     nearest,
 )
-from prefect_cytotable.tasks.core.model import Format
+from prefect_cytotable.tasks.core.model import Destination, Format
 from prefect_cytotable.tasks.core.pipeline import plan_lines
 from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
 from prefect_cytotable.tasks.core.progress import Lines, Silent
@@ -107,7 +107,9 @@ def _parser() -> _Parser:
 
     one = command("convert", "Convert measurements to one single-cell table.", _convert)
     one.add_argument("source", help="a folder that is searched for tables, or one file; a path or a URL")
-    one.add_argument("destination", help="the file to write (a folder with --no-join or --no-concat)")
+    one.add_argument(
+        "destination", help="the file to write, .parquet, .h5ad or .zarr (a folder with --no-join or --no-concat)"
+    )
     _add_conversion_options(one)
     one.add_argument("--overwrite", action="store_true", help="replace the destination once the new one is whole")
     one.add_argument("--quiet", action="store_true", help="no progress, no report; errors only")
@@ -117,6 +119,7 @@ def _parser() -> _Parser:
     one.add_argument("destination", nargs="?", default="converted.parquet", help="as for convert")
     _add_conversion_options(one)
 
+    cli_reprocess.add_commands(command, _add_conversion_options, _arguments)
     cli_fetch.add_command(command)
 
     one = command("presets", "List the presets, or show one as TOML to copy and change.", _presets)
@@ -164,6 +167,15 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the parts, so that a later run converts only what changed",
     )
+    add(
+        "--format",
+        choices=[one.value for one in Destination],
+        dest="dest_datatype",
+        help="of the output (default: what the destination's ending says, else parquet)",
+    )
+    add("--compression", metavar="NAME", help="of an AnnData: gzip, lzf or none in h5ad, lz4, zstd or none in zarr")
+    add("--zarr-format", type=int, metavar="2|3", help="of an AnnData in zarr (default: 2)")
+    add("--x-chunk-rows", type=int, metavar="ROWS", help="of a stored chunk of an AnnData's X (default: by bytes)")
     add("--source-datatype", choices=[one.value for one in Format], help="where it is not the preset's")
     add(
         "--storage-option",
@@ -226,6 +238,12 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="Metadata_TableNumber in the output (default: with more than one dataset)",
     )
     add("--drop-null", action="store_true", help="drop rows with a missing value")
+    add(
+        "--html-report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a report for a browser beside the output",
+    )
     for name, text in (
         ("concat", "one file instead of one for each chunk"),
         ("join", "compartments joined instead of a table for each"),
@@ -239,9 +257,11 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     names = (
         "task_runner", "workers", "memory_budget", "chunk_size", "work_dir", "keep_chunks", "source_datatype",
         "compartments", "metadata", "identifying_columns", "unmatched", "on_bad_source", "add_tablenumber",
-        "drop_null", "concat", "join", "sort_output", "infer_common_schema",
+        "drop_null", "concat", "join", "sort_output", "infer_common_schema", "html_report", "compression",
+        "zarr_format", "x_chunk_rows",
     )  # fmt: skip
     arguments = {name: getattr(given, name) for name in names}
+    arguments["dest_datatype"] = given.dest_datatype or _format_of(given.destination)
     arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset
     for name in ("relations", "page_keys", "data_type_cast_map", "storage_options"):
         arguments[name] = _pairs(name, getattr(given, name))
@@ -255,6 +275,12 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
             cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ArgumentError(f"--joins {given.joins}: the file cannot be read ({cause}).") from error
     return arguments
+
+
+def _format_of(destination: str) -> str:
+    """The format that a destination's ending says."""
+    path = destination.rstrip("/")
+    return next((one.value for one in Destination if path.endswith(one.suffix)), Destination.PARQUET.value)
 
 
 def _pairs(name: str, texts: list[str] | None) -> dict[str, str] | None:

@@ -15,6 +15,7 @@ from prefect.task_runners import TaskRunner
 
 from prefect_cytotable.flows import fetch_conductor, form
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
@@ -29,7 +30,7 @@ def fetch(
 ) -> Fetched:
     """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
     call = fetch_conductor.FetchCall(task_runner, progress)
-    with connected(connection), fetch_conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), fetch_conductor.passing(call):
         try:
             answer: Fetched = fetch_flow(**_plain(arguments), task_runner=call.runner_name)
         except LOST as error:

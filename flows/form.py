@@ -14,10 +14,10 @@ from pydantic import Field, JsonValue, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from prefect_cytotable.flows.clusters import RUNNERS
+from prefect_cytotable.tasks.core.formats import COMPRESSIONS, ZARR_FORMATS
 from prefect_cytotable.tasks.core.layout import ALL_MODE, FILENAMES_MODE, METADATA_MODE
-from prefect_cytotable.tasks.core.model import Format, OnBadSource, Unmatched
+from prefect_cytotable.tasks.core.model import Destination, Format, OnBadSource, Unmatched
 from prefect_cytotable.tasks.core.presets import preset_names
-from prefect_cytotable.tasks.core.request import DESTINATIONS
 from prefect_cytotable.tasks.core.soma.model import Axis, TableFormat
 
 TEXT: Mapping[str, Any] = {"type": "string"}
@@ -100,6 +100,10 @@ Profile = Annotated[
     control(either(**_NONE, folder=TEXT, options={"type": "object"})),
     shown("Memory profile", "A folder for a profile of the run's memory; needs memray on the worker.", "/data/profile"),
 ]
+HtmlReport = Annotated[
+    bool,
+    shown("HTML report", "Write a report for a browser beside the output: plate maps, rows by cause, columns.", True),
+]
 
 # --- convert ------------------------------------------------------------------------------------------------
 
@@ -125,7 +129,22 @@ Preset = Annotated[
     shown("Preset", "Which program wrote the tables; or a TOML file of the worker's; or none.", "cellprofiler_sqlite"),
 ]
 DestDatatype = Annotated[
-    str, control(choice(DESTINATIONS)), shown("Format of the destination", "What is written.", "parquet")
+    str, control(choice(Destination)), shown("Format of the destination", "What is written.", "parquet")
+]
+Compression = Annotated[
+    str | None,
+    control(either(**_AUTOMATIC, name=choice(dict.fromkeys(one for names in COMPRESSIONS.values() for one in names)))),
+    shown("Compression of an AnnData", "gzip, lzf or none in h5ad; lz4, zstd or none in zarr.", "gzip"),
+]
+ZarrFormat = Annotated[
+    int | None,
+    control(either(**_AUTOMATIC, format={"type": "integer", "enum": list(ZARR_FORMATS)})),
+    shown("Zarr format", "Of an AnnData in zarr. Automatic: 2.", 3),
+]
+XChunkRows = Annotated[
+    int | None,
+    control(either(**_AUTOMATIC, number=NUMBER)),
+    shown("Rows of a chunk of X", "Of an AnnData. Automatic: 1 MiB of them in h5ad, 4 MiB in zarr.", 1000),
 ]
 SourceDatatype = Annotated[
     str | None,

@@ -16,9 +16,11 @@ from prefect.task_runners import TaskRunner
 
 from prefect_cytotable.flows import conductor, form
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.returned import Returned
 
 
@@ -37,9 +39,9 @@ def convert(
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
     call = conductor.Call(task_runner, progress)
-    with connected(connection), conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
         try:
-            answer: Returned = convert_flow(**_plain(arguments), task_runner=call.runner_name)
+            answer: Returned = convert_flow(**plain(arguments), task_runner=call.runner_name)
         except LOST as error:
             if call.answer is None:
                 raise
@@ -48,7 +50,7 @@ def convert(
         return answer
 
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -68,8 +70,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run_name() -> str:
     """A name such as "plate1 with cellprofiler_sqlite", so that a list of runs tells which is which."""
     parameters = runtime.flow_run.parameters
-    source = str(parameters.get("source_path", "")).rstrip("/").rpartition("/")[2]
-    return f"{source} with {parameters.get('preset') or 'no preset'}"
+    source = redact(str(parameters.get("source_path", ""))).rstrip("/").rpartition("/")[2]
+    return f"{source} with {redact(str(parameters.get('preset') or 'no preset'))}"
 
 
 @flow(name="convert", flow_run_name=_run_name, persist_result=False)
@@ -104,6 +106,10 @@ def convert_flow(
     work_dir: form.WorkDir = None,
     storage_options: form.StorageOptions = None,
     profile: form.Profile = None,
+    html_report: form.HtmlReport = True,
+    compression: form.Compression = None,
+    zarr_format: form.ZarrFormat = None,
+    x_chunk_rows: form.XChunkRows = None,
 ) -> Returned:
     """Convert measurements to one single-cell table.
 

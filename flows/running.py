@@ -30,7 +30,7 @@ Profile = str | Path | Profiling | Mapping[str, Any]
 
 HOW_TO_SERVE = "No Prefect server: running here. `prefect-cytotable server start` shows runs in the UI."
 EPHEMERAL = (
-    "No Prefect server is configured, so Prefect starts one for this run alone: 10-20 s, and its records go with it. "
+    "No Prefect server is configured, so one is started for this run alone: 10-20 s. "
     "`prefect-cytotable server start` keeps one."
 )
 

@@ -15,6 +15,7 @@ from prefect_cytotable.tasks.core import inspection, output
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
+from prefect_cytotable.tasks.core.formats import Begun
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
@@ -28,7 +29,6 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
-from prefect_cytotable.tasks.core.sinks.parquet import Ahead
 from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache, convert_job_with_retries, with_retries
 
 POOL_ATTEMPTS = 3
@@ -51,7 +51,7 @@ class LocalCaller:
     def __init__(self, runner: Runner, progress: Progress) -> None:
         self._runner = runner
         self._progress = progress
-        self._begun: Ahead | None = None
+        self._begun: Begun | None = None
         self.processes = runner is Runner.PROCESS
         self.sequential = runner is Runner.SEQUENTIAL
 
