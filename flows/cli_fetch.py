@@ -9,7 +9,7 @@ from typing import Any
 from prefect_cytotable.flows.fetch import fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.progress import Lines, Silent
-from prefect_cytotable.tasks.core.soma.memory import give_back_soon
+from prefect_cytotable.tasks.core.soma.memory import reuse_memory
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME
 
 HELP = "Fetch obs or var of a SOMA experiment, such as the CELLxGENE Census, to one file."
@@ -70,7 +70,7 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
 
 
 def _fetch(given: argparse.Namespace) -> int:
-    give_back_soon()
+    reuse_memory()
     source = given.source
     if given.census_version:
         if source:

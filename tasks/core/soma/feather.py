@@ -47,6 +47,7 @@ class FeatherSink:
         self._coded = coded_schema(schema)
         self._options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
         self._prefix = len(_stream(self._coded, None, self._options)) - len(_END_OF_STREAM)
+        self._space = pa.allocate_buffer(0)
         self._batches: list[Block] = []
         self._dictionaries: list[Block] = []
         self.rows = 0
@@ -56,8 +57,13 @@ class FeatherSink:
 
     def write(self, group: pa.RecordBatch) -> None:
         """Write one group as a record batch."""
-        message = memoryview(_stream(self._coded, group, self._options))[self._prefix : -len(_END_OF_STREAM)]
-        self._batches.append(self._append(message))
+        needed = _most_bytes(group, self._prefix)
+        if self._space.size < needed:
+            self._space = pa.allocate_buffer(needed)
+        sink = pa.FixedSizeBufferWriter(self._space)  # one place for all: a stream that grows copies what it has
+        with pa.ipc.new_stream(sink, self._coded, options=self._options) as writer:
+            writer.write_batch(group)
+        self._batches.append(self._append(memoryview(self._space)[self._prefix : sink.tell() - len(_END_OF_STREAM)]))
         self.rows += group.num_rows
 
     def close(self) -> None:
@@ -84,6 +90,12 @@ class FeatherSink:
         offset = self._file.tell()
         self._file.write(message)
         return offset, 8 + metadata, len(message) - 8 - metadata
+
+
+def _most_bytes(group: pa.RecordBatch, prefix: int) -> int:
+    """What the stream of a group can take: incompressible values, each buffer padded, the descriptions of all."""
+    values = int(group.nbytes)
+    return prefix + values + values // 64 + 1024 * (group.num_columns + 4)
 
 
 def _stream(schema: pa.Schema, batch: pa.RecordBatch | None, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:

@@ -140,8 +140,6 @@ def write(
     try:
         for group in groups(tables, schema, labels, group_rows):
             sink.write(group)
-            del group
-            pa.default_memory_pool().release_unused()
         sink.close()
     except BaseException:
         sink.abandon()

@@ -20,12 +20,11 @@ TEXT = 16
 COPIES = 2
 """A slice lies in SOMA's buffers and in Arrow's arrays."""
 
-BATCHES = 2
-"""Batches that a slice comes in where all its rows are wanted. One takes 15% less CPU and 45 MiB more, four take 30%
-more CPU and save 6 MiB (measured, two readers, columns of the Census)."""
+THREADS = 2
+"""TileDB's threads for one slice."""
 
 MOST_READERS = 4
-"""Slices read at the same time: TileDB decodes one mostly on one thread (measured: 2 readers 1.5 times as fast)."""
+"""Slices read at the same time."""
 
 _SMALLEST_BUFFER = 1 << 16
 
@@ -57,7 +56,7 @@ def widest(schema: pa.Schema) -> int:
 def group_rows(budget: int, bytes_of_row: int) -> int:
     """Rows of a slice and of a group of the output: the power of two of which ten fit the budget.
 
-    Three slices read or waiting, each in two forms, and their tiles; a group, gathered and encoded.
+    Slices read or waiting, each in two forms, and their tiles; a group, gathered and encoded.
 
     >>> group_rows(128 << 20, 134), group_rows(128 << 20, 1000)
     (65536, 8192)
@@ -86,10 +85,11 @@ def sizes(budget: int, bytes_of_row: int, widest_value: int, buffer_bytes: int, 
         )
     rows = group_rows(budget, bytes_of_row)
     each = COPIES * rows * bytes_of_row
-    readers = min(max(budget // max(each, 1) - 1, 1), max(threads, 1), MOST_READERS)
+    readers = min(max(budget // max(each, 1) - 1, 1), max(threads // THREADS, 1), MOST_READERS)
     return Sizes(
         rows=rows,
-        buffer_bytes=buffer_bytes or max(rows // BATCHES * widest_value, _SMALLEST_BUFFER),
+        # For a whole slice: a batch that ends within a tile of the store has that tile decoded again for the next one.
+        buffer_bytes=buffer_bytes or max(rows * widest_value, _SMALLEST_BUFFER),
         readers=readers,
-        tile_bytes=max(budget // (2 * readers), SMALLEST_BUDGET // 2),
+        tile_bytes=max(budget // (4 * readers), SMALLEST_BUDGET // 2),
     )
