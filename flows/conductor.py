@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import msgspec
 from prefect import get_run_logger
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
+from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import stages
-from prefect_cytotable.tasks.caching import ChunkJob, results_of
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
+from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import (
-    Chunk,
     ChunkResult,
     ColumnType,
     Gathered,
@@ -54,8 +47,8 @@ T = TypeVar("T")
 GIVEN = "given"
 """The flow parameter's value where the caller passed a TaskRunner object, which no parameter can hold."""
 
-WINDOW = 4
-"""Chunk tasks submitted ahead for each worker: enough to keep it busy, few enough to stop soon after a failure."""
+CHUNK_BYTES_PER_SECOND = 160e6
+"""How fast one worker does the projected memory of a chunk, in bytes: a wide plate in SQLite (see benchmarks/)."""
 
 
 @dataclass
@@ -144,55 +137,10 @@ class PrefectCaller:
         return stages.plan(_opaque(inspected), _opaque(options))
 
     def convert(self, plan: Plan, place: PlanPlace) -> list[ChunkResult]:
-        """Stage 4: a task for each chunk, on the runner."""
+        """Stage 4: tasks of one or more chunks, on the runner."""
         self._logger.info("%d chunk(s), about %d rows, %d at a time", len(plan.chunks), plan.rows, plan.workers)
-        self._progress.start(len(plan.chunks), plan.rows)
-        results: list[ChunkResult] = []
-        try:
-            for attempt in range(1, POOL_ATTEMPTS + 1):
-                try:
-                    self._extend(results, plan, place)
-                    break
-                except BrokenProcessPool as error:
-                    if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
-                        raise WorkerDiedError.after(attempt) from error
-                    self.say(WorkerDiedError.AGAIN)
-        finally:
-            self._progress.finish()
-        return results
-
-    def _extend(self, results: list[ChunkResult], plan: Plan, place: PlanPlace) -> None:
-        """Convert the chunks that have no result yet."""
-        with self._started(plan.workers) as runner:
-            for result in self._results(plan, plan.chunks[len(results) :], place, runner):
-                results.append(result)
-                self._progress.advance(result)
-
-    def _started(self, workers: int) -> AbstractContextManager[TaskRunner[Any]]:
-        return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
-
-    def _results(
-        self, plan: Plan, chunks: Sequence[Chunk], place: PlanPlace, runner: TaskRunner[Any]
-    ) -> Iterator[ChunkResult]:
-        """Results in the order of the chunks; after a failure nothing new is submitted.
-
-        A kept result counts only while its parts are whole: any other chunk is converted again.
-        """
-        store = store_of(plan.options)
-        if (results := results_of(store)) is not None:
-            kept = stages.convert_chunk.with_options(result_storage=results)
-            again = kept.with_options(refresh_cache=True)
-        else:
-            kept = again = stages.convert_chunk.with_options(persist_result=False, cache_policy=NO_CACHE)
-        waiting: deque[tuple[Chunk, PrefectFuture[dict[str, Any]]]] = deque()
-        for chunk in chunks:
-            job = ChunkJob(place, chunk.number, chunk.key, chunk.name)
-            done = results is not None and store.load(chunk.key) is not None
-            waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
-            if len(waiting) >= WINDOW * max(plan.workers, 1):
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
+        work = Work(plan.chunks, plan.rows, place, store_of(plan.options), plan.workers, chunk_seconds(plan))
+        return Conducting(stages.convert_chunks, self._runner, work, self._progress, self.say).results()
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
@@ -206,7 +154,7 @@ class PrefectCaller:
         """Remove the copies of remote sources from this machine, and from those of a Dask cluster."""
         clear_cache(gathered, options)
         if is_remote(gathered.root) and may_be_elsewhere(self._runner):
-            with self._started(1) as runner:
+            with started(self._runner, 1) if isinstance(self._runner, str) else self._runner as runner:
                 clear_on_workers(runner, gathered, options)
 
     def publish(self, report: Report) -> None:
@@ -230,7 +178,6 @@ def _opaque(value: T) -> T:
     return cast(T, opaque(value))
 
 
-def _result(chunk: Chunk, future: PrefectFuture[dict[str, Any]]) -> ChunkResult:
-    """The record of a chunk task, once it is done; a kept one can have the number that an earlier plan gave it."""
-    result = replace(msgspec.convert(future.result(), ChunkResult), number=chunk.number)
-    return replace(result, reused=True) if future.state.name == "Cached" else result
+def chunk_seconds(plan: Plan) -> float:
+    """What converting one chunk of a plan takes, roughly, in seconds."""
+    return sum(chunk.memory for chunk in plan.chunks) / max(len(plan.chunks), 1) / CHUNK_BYTES_PER_SECOND

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import msgspec
 from prefect import get_run_logger
-from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
-from prefect_cytotable.flows.conductor import GIVEN, WINDOW
+from prefect_cytotable.flows.conducting import Conducting, Work
+from prefect_cytotable.flows.conductor import GIVEN
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.fetching import for_runner
-from prefect_cytotable.flows.runners import started
 from prefect_cytotable.flows.running import checked_runner, profiled_if
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks import fetch_stages
-from prefect_cytotable.tasks.caching import ChunkJob
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
 from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.soma import pipeline
 from prefect_cytotable.tasks.core.soma.local import streamed
 from prefect_cytotable.tasks.core.soma.memory import system_memory
-from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan, Range
+from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.request import make_fetch_options
 from prefect_cytotable.tasks.core.store import LocalStore
 from prefect_cytotable.tasks.core.work import PlanPlace
 
 T = TypeVar("T")
+
+CHUNK_BYTES_PER_SECOND = 100e6
+"""How fast one worker fetches rows, in bytes of Arrow memory, from a store on a local disk; others are slower."""
 
 
 @dataclass
@@ -107,49 +103,11 @@ class PrefectFetcher:
         return task(_opaque(plan), _opaque(told))
 
     def fetch(self, plan: FetchPlan, place: PlanPlace) -> list[ChunkResult]:
-        """A task for each chunk, on the runner."""
+        """Tasks of one or more chunks, on the runner."""
         self._logger.info("%d chunk(s), %d at a time", len(plan.chunks), plan.workers)
-        self._progress.start(len(plan.chunks), plan.table.rows)
-        results: list[ChunkResult] = []
-        try:
-            for attempt in range(1, POOL_ATTEMPTS + 1):
-                try:
-                    self._extend(results, plan, place)
-                    break
-                except BrokenProcessPool as error:
-                    if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
-                        raise WorkerDiedError.after(attempt) from error
-                    self._say(WorkerDiedError.AGAIN)
-        finally:
-            self._progress.finish()
-        return results
-
-    def _extend(self, results: list[ChunkResult], plan: FetchPlan, place: PlanPlace) -> None:
-        """Fetch the chunks that have no result yet."""
-        with self._started(plan.workers) as runner:
-            for result in self._results(plan, plan.chunks[len(results) :], place, runner):
-                results.append(result)
-                self._progress.advance(result)
-
-    def _started(self, workers: int) -> AbstractContextManager[TaskRunner[Any]]:
-        return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
-
-    def _results(
-        self, plan: FetchPlan, chunks: Sequence[Range], place: PlanPlace, runner: TaskRunner[Any]
-    ) -> Iterator[ChunkResult]:
-        """Results in the order of the chunks; a kept one counts only while its part is whole."""
         store = LocalStore(plan.options.work_dir)
-        kept = fetch_stages.fetch_chunk.with_options(result_storage=store.results)
-        again = kept.with_options(refresh_cache=True)
-        waiting: deque[tuple[Range, PrefectFuture[dict[str, Any]]]] = deque()
-        for chunk in chunks:
-            job = ChunkJob(place, chunk.number, chunk.key, chunk.name)
-            done = store.load(chunk.key) is not None
-            waiting.append((chunk, runner.submit(kept if done else again, {"job": job})))
-            if len(waiting) >= WINDOW * max(plan.workers, 1):
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
+        work = Work(plan.chunks, plan.table.rows, place, store, plan.workers, chunk_seconds(plan))
+        return Conducting(fetch_stages.fetch_chunks, self._runner, work, self._progress, self._say).results()
 
     def assemble(self, plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
         """The parts to the destination."""
@@ -174,7 +132,7 @@ def _opaque(value: T) -> T:
     return cast(T, opaque(value))
 
 
-def _result(chunk: Range, future: PrefectFuture[dict[str, Any]]) -> ChunkResult:
-    """The record of a chunk task, once it is done; a kept one can have the number that an earlier plan gave it."""
-    result = replace(msgspec.convert(future.result(), ChunkResult), number=chunk.number)
-    return replace(result, reused=True) if future.state.name == "Cached" else result
+def chunk_seconds(plan: FetchPlan) -> float:
+    """What fetching one chunk of a plan takes, roughly, in seconds."""
+    rows = sum(chunk.last - chunk.first + 1 for chunk in plan.chunks) / max(len(plan.chunks), 1)
+    return rows * plan.table.row_bytes / CHUNK_BYTES_PER_SECOND

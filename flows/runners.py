@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
@@ -97,6 +99,41 @@ def uses_processes(runner: str | TaskRunner[Any]) -> bool:
     if isinstance(runner, str):
         return runner not in (Runner.SEQUENTIAL, Runner.CONCURRENT)
     return not isinstance(runner, ThreadPoolTaskRunner)
+
+
+class WorkerKind(StrEnum):
+    """What a runner's workers are, by what giving them a task costs."""
+
+    THREADS = "threads"
+    PROCESSES = "processes"
+    DASK = "dask"
+
+
+def kind_of(runner: str | TaskRunner[Any]) -> WorkerKind:
+    """What the workers of a runner are; one that is not known counts as a cluster."""
+    if not uses_processes(runner):
+        return WorkerKind.THREADS
+    of_pool = runner == Runner.PROCESS if isinstance(runner, str) else isinstance(runner, ProcessPoolTaskRunner)
+    return WorkerKind.PROCESSES if of_pool else WorkerKind.DASK
+
+
+def slots(runner: TaskRunner[Any], workers: int) -> int:
+    """How many tasks a runner that is started does at once.
+
+    Args:
+        runner: A Dask cluster is asked, which can grow and shrink.
+        workers: The answer of any other, and of a cluster that has fewer.
+    """
+    threads = sum(cast("DaskTaskRunner", runner).client.nthreads().values()) if hasattr(runner, "client") else 0
+    return max(threads, workers, 1)
+
+
+def killed_worker(error: BaseException) -> int | None:
+    """How many workers of a Dask cluster died over one task, where that is what the error tells."""
+    scheduler = sys.modules.get("distributed.scheduler")
+    if scheduler is None or not isinstance(error, scheduler.KilledWorker):
+        return None
+    return int(error.allowed_failures) + 1
 
 
 def may_be_elsewhere(runner: str | TaskRunner[Any]) -> bool:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import httpx
 from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
+from prefect.settings.legacy import Setting
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
 
 ANSWER_SECONDS = 8.0
 """How long a server may take to say that it is well; a busy one here took less than one second."""
+
+EPHEMERAL_SECONDS = 120
+"""How long a server for one run may take to start, where Prefect's own 20 s stand: a busy machine takes longer."""
 
 LOST = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect raises where a server does not answer, or not as it should, after its own retries."""
@@ -34,9 +43,11 @@ def connected(connection: Connection | None) -> Iterator[None]:
         ServerUnreachableError: The server does not answer, or was lost on the way.
     """
     if connection is None:
-        yield
+        timeout = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+        with _settings({timeout: EPHEMERAL_SECONDS} if timeout.value() == timeout.default() else {}):
+            yield
         return
-    with _settings(connection.url):
+    with _settings({PREFECT_API_URL: connection.url}):
         _require_answer(connection)
         try:
             yield
@@ -49,14 +60,14 @@ def connected(connection: Connection | None) -> Iterator[None]:
 
 
 @contextmanager
-def _settings(url: str) -> Iterator[None]:
-    """Settings with that address, for every thread: some of Prefect's own ask for it outside the caller's context.
+def _settings(changes: dict[Setting, Any]) -> Iterator[None]:
+    """Settings with those changes, for every thread: some of Prefect's own ask for them outside the caller's context.
 
     A process pool's reporter is one; where it found no address, it would start a server of its own.
     """
-    known = PREFECT_API_URL.value() == url
+    known = all(setting.value() == value for setting, value in changes.items())
     everywhere = nullcontext if known else getattr(context, "_temporary_global_settings_context", nullcontext)
-    with temporary_settings({PREFECT_API_URL: url}), everywhere(context.get_settings_context()):
+    with temporary_settings(changes), everywhere(context.get_settings_context()):
         yield
 
 

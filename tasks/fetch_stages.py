@@ -10,7 +10,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from prefect_cytotable.tasks.caching import ByChunkKey, ChunkJob
+from prefect_cytotable.tasks.caching import BatchJob, ByChunkKeys
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
@@ -25,14 +25,14 @@ def plan(options: FetchOptions) -> FetchPlan:
 
 @task(
     task_run_name="{job.name}",
-    cache_policy=ByChunkKey(),
+    cache_policy=ByChunkKeys(),
     persist_result=True,
     result_serializer="json",
     **PATIENT,
 )
-def fetch_chunk(job: ChunkJob) -> dict[str, Any]:
-    """Step 2: one chunk to a part. Gives its record (`ChunkResult`) as plain values."""
-    result: dict[str, Any] = msgspec.to_builtins(work.fetch_job(job.place, job.number))
+def fetch_chunks(job: BatchJob) -> list[dict[str, Any]]:
+    """Step 2: some chunks, each to a part, in turn. Gives their records (`ChunkResult`) as plain values."""
+    result: list[dict[str, Any]] = msgspec.to_builtins(work.fetch_jobs(job.place, job.numbers))
     return result
 
 

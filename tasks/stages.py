@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from prefect_cytotable.tasks.caching import ByChunkKey, ChunkJob
+from prefect_cytotable.tasks.caching import BatchJob, ByChunkKeys
 from prefect_cytotable.tasks.core import gather as gathering
 from prefect_cytotable.tasks.core import inspection, output
 from prefect_cytotable.tasks.core import plan as planning
@@ -32,7 +32,7 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
-from prefect_cytotable.tasks.core.work import ATTEMPTS, convert_job, may_pass
+from prefect_cytotable.tasks.core.work import ATTEMPTS, convert_jobs, may_pass
 
 ARTIFACT_ROWS = 500
 """Datasets that the table of rows lists in the UI; the Parquet file's metadata has them all."""
@@ -48,7 +48,7 @@ class _Patience(TypedDict):
 
 
 def failure_may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether Prefect should try a chunk again: for locks and faults of a disk, never for bad data."""
+    """Whether Prefect should try a task again: for locks and faults of a disk, never for bad data."""
     try:
         state.result()
     except Exception as error:
@@ -89,14 +89,14 @@ def plan(inspected: Inspected, options: Options) -> Plan:
 
 @task(
     task_run_name="{job.name}",
-    cache_policy=ByChunkKey(),
+    cache_policy=ByChunkKeys(),
     persist_result=True,
     result_serializer="json",
     **PATIENT,
 )
-def convert_chunk(job: ChunkJob) -> dict[str, Any]:
-    """Stage 4: one chunk. Gives its record (`ChunkResult`) as plain values."""
-    result: dict[str, Any] = msgspec.to_builtins(convert_job(job.place, job.number))
+def convert_chunks(job: BatchJob) -> list[dict[str, Any]]:
+    """Stage 4: some chunks, in turn. Gives their records (`ChunkResult`) as plain values."""
+    result: list[dict[str, Any]] = msgspec.to_builtins(convert_jobs(job.place, job.numbers))
     return result
 
 

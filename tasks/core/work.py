@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -47,6 +47,11 @@ def convert_job(place: PlanPlace, number: int) -> ChunkResult:
     with marked(chunk.name):
         done = convert_chunk(plan, chunk, store_of(plan.options))
     return replace(done, number=number)  # the record of an earlier plan can have another: no key depends on it
+
+
+def convert_jobs(place: PlanPlace, numbers: Sequence[int]) -> list[ChunkResult]:
+    """Convert some chunks in turn. After a failure, those that are done are found done when it is tried again."""
+    return [convert_job(place, number) for number in numbers]
 
 
 def convert_job_with_retries(place: PlanPlace, number: int) -> ChunkResult:

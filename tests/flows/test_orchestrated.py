@@ -36,7 +36,12 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_cytotable.flows import convert, plan, runners, running, server, session
@@ -851,3 +856,10 @@ def test_dask_without_a_server_starts_one_for_the_run(
     begins = dict.fromkeys(line.split(":")[0].split(" ")[0] for line in told[1:])  # a slow one tells its chunks often
     assert [*begins] == [*TOLD[1:], str(len(names))], told
     assert (tmp_path / "out.parquet").read_bytes() == undisturbed
+
+
+def test_a_server_for_one_run_has_time_to_start() -> None:
+    with session.connected(None):
+        assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == session.EPHEMERAL_SECONDS
+    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 30}), session.connected(None):
+        assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == 30  # what the user says stands

@@ -54,6 +54,11 @@ def fetch_job(place: PlanPlace, number: int) -> ChunkResult:
         return _fetched(plan, chunk, LocalStore(plan.options.work_dir))
 
 
+def fetch_jobs(place: PlanPlace, numbers: Sequence[int]) -> list[ChunkResult]:
+    """Fetch some chunks in turn. After a failure, those that are done are found done when it is tried again."""
+    return [fetch_job(place, number) for number in numbers]
+
+
 def _fetched(plan: FetchPlan, chunk: Range, store: LocalStore) -> ChunkResult:
     if (done := store.load(chunk.key)) is not None:
         return replace(done, number=chunk.number)
