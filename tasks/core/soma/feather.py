@@ -94,8 +94,8 @@ class FeatherSink:
 
 def _most_bytes(group: pa.RecordBatch, prefix: int) -> int:
     """What the stream of a group can take: incompressible values, each buffer padded, the descriptions of all."""
-    values = int(group.nbytes)
-    return prefix + values + values // 64 + 1024 * (group.num_columns + 4)
+    values, columns = int(group.nbytes), len(group.schema.names)
+    return prefix + values + values // 64 + 1024 * (columns + 4)
 
 
 def _stream(schema: pa.Schema, batch: pa.RecordBatch | None, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 HEAP, SPARE = 1 << 25, 1 << 26
-"""Bytes up to which an allocation comes from the heap (the most that glibc allows), and free ones that the heap keeps."""
+"""Bytes up to which an allocation comes from the heap (glibc allows no more), and free ones that the heap keeps."""
 
 TRIM = "TILEDB_SM_MEM_MALLOC_TRIM"
 """Whether TileDB gives all free memory back after every query; its own settings come from the environment."""
@@ -52,8 +52,8 @@ def reuse_memory() -> None:
     """Make this process's allocator (glibc alone) serve the buffers of one slice with those of the one before.
 
     By default they go back to the system after every query, and come again page by page: a third of the CPU time of
-    a fetch (measured). One heap for all threads holds the least. To be called before TileDB is imported, and in a process
-    of our own: the settings are the whole process's, and there is no way back. What the user has set stays.
+    a fetch (measured). One heap for all threads holds the least. To be called before TileDB is imported, and in a
+    process of our own: the settings are the whole process's, and there is no way back. What the user has set stays.
     """
     os.environ.setdefault(TRIM, "false")
     if sys.platform != "linux":
