@@ -20,6 +20,7 @@ from prefect_cytotable.tasks.core.soma.errors import (
     SomaReadError,
     SomaUnreachableError,
 )
+from prefect_cytotable.tasks.core.soma.memory import uncollected
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME, Axis, FetchOptions, Place, Sizes
 
 CENSUS_BUCKET = "cellxgene-census-public-us-west-2"
@@ -37,7 +38,8 @@ def library() -> Any:
         SomaMissingError: It is not installed.
     """
     try:
-        import tiledbsoma  # an optional extra
+        with uncollected():
+            import tiledbsoma  # an optional extra
     except ImportError as error:
         raise SomaMissingError.package("tiledbsoma", "soma") from error
     return tiledbsoma
