@@ -47,7 +47,6 @@ class FeatherSink:
         self._coded = coded_schema(schema)
         self._options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
         self._prefix = len(_stream(self._coded, None, self._options)) - len(_END_OF_STREAM)
-        self._space = pa.allocate_buffer(0)
         self._batches: list[Block] = []
         self._dictionaries: list[Block] = []
         self.rows = 0
@@ -57,13 +56,12 @@ class FeatherSink:
 
     def write(self, group: pa.RecordBatch) -> None:
         """Write one group as a record batch."""
-        needed = _most_bytes(group, self._prefix)
-        if self._space.size < needed:
-            self._space = pa.allocate_buffer(needed)
-        sink = pa.FixedSizeBufferWriter(self._space)  # one place for all: a stream that grows copies what it has
-        with pa.ipc.new_stream(sink, self._coded, options=self._options) as writer:
+        start = self._file.tell()
+        behind = _Behind(self._file, self._prefix)
+        with pa.ipc.new_stream(pa.PythonFile(behind, "w"), self._coded, options=self._options) as writer:
             writer.write_batch(group)
-        self._batches.append(self._append(memoryview(self._space)[self._prefix : sink.tell() - len(_END_OF_STREAM)]))
+        end = self._file.seek(-len(_END_OF_STREAM), os.SEEK_CUR)  # the next message takes the place of the stream's end
+        self._batches.append((start, 8 + behind.metadata, end - start - 8 - behind.metadata))
         self.rows += group.num_rows
 
     def close(self) -> None:
@@ -92,10 +90,37 @@ class FeatherSink:
         return offset, 8 + metadata, len(message) - 8 - metadata
 
 
-def _most_bytes(group: pa.RecordBatch, prefix: int) -> int:
-    """What the stream of a group can take: incompressible values, each buffer padded, the descriptions of all."""
-    values, columns = int(group.nbytes), len(group.schema.names)
-    return prefix + values + values // 64 + 1024 * (columns + 4)
+class _Behind:
+    """What Arrow writes to a file, without so many first bytes of it: the schema that begins each stream.
+
+    Attributes:
+        metadata: Bytes that describe the first message behind them.
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, left_out: int) -> None:
+        self._file, self._left_out = file, left_out
+        self._first = b""
+        self.metadata = 0
+
+    def write(self, data: bytes) -> int:
+        """Write what is not left out."""
+        left_out = min(self._left_out, len(data))
+        self._left_out -= left_out
+        kept = memoryview(data)[left_out:]
+        if len(self._first) < 8 and kept:
+            self._first += bytes(kept[: 8 - len(self._first)])
+            if len(self._first) == 8:
+                (self.metadata,) = struct.unpack_from("<4xi", self._first)
+        self._file.write(kept)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file itself is flushed at its end."""
+
+    def close(self) -> None:
+        """Nothing: the next message goes to the same file."""
 
 
 def _stream(schema: pa.Schema, batch: pa.RecordBatch | None, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from prefect_cytotable.tasks.core.budget import MIB, show_bytes
 from prefect_cytotable.tasks.core.errors import MemoryBudgetError
-from prefect_cytotable.tasks.core.soma.model import Sizes
+from prefect_cytotable.tasks.core.soma.model import Sizes, TableFormat
 
 SMALLEST_BUDGET = 24 * MIB
 """Bytes for one worker; a table's tiles and TileDB's threads take most of them (measured: 10-20 MiB)."""
@@ -53,12 +53,22 @@ def widest(schema: pa.Schema) -> int:
     return max((value_bytes(field.type) for field in schema if value_bytes(field.type) != 8 + TEXT), default=8)
 
 
-def group_rows(budget: int, bytes_of_row: int) -> int:
-    """Rows of a slice and of a group of the output: the power of two of which ten fit the budget.
+def group_rows(budget: int, bytes_of_row: int, format_: TableFormat) -> int:
+    """Rows of a group of the output: of a slice, or of half of one for Feather.
+
+    A Feather file's labels stand in it once, so that smaller groups cost nothing and take less memory; a row group of
+    Parquet has its own.
+    """
+    rows = slice_rows(budget, bytes_of_row)
+    return rows // 2 if format_ is TableFormat.FEATHER else rows
+
+
+def slice_rows(budget: int, bytes_of_row: int) -> int:
+    """Joinids of a slice: the power of two of which ten fit the budget.
 
     Slices read or waiting, each in two forms, and their tiles; a group, gathered and encoded.
 
-    >>> group_rows(128 << 20, 134), group_rows(128 << 20, 1000)
+    >>> slice_rows(128 << 20, 134), slice_rows(128 << 20, 1000)
     (65536, 8192)
     """
     fitting = max(budget // (10 * max(bytes_of_row, 1)), 1)
@@ -83,7 +93,7 @@ def sizes(budget: int, bytes_of_row: int, widest_value: int, buffer_bytes: int, 
             f"memory_budget is {show_bytes(budget)}, and TileDB needs {show_bytes(SMALLEST_BUDGET)} above the program "
             f"itself. Give at least that."
         )
-    rows = group_rows(budget, bytes_of_row)
+    rows = slice_rows(budget, bytes_of_row)
     each = COPIES * rows * bytes_of_row
     readers = min(max(budget // max(each, 1) - 1, 1), max(threads // THREADS, 1), MOST_READERS)
     return Sizes(
