@@ -29,6 +29,7 @@ from typing import Any
 import generate
 import measure
 import verify
+import verify_anndata
 import verify_npz
 from report import differences, machine, ratios, table
 
@@ -37,6 +38,7 @@ SQLITE_SAMPLE = Path("cellprofiler_sqlite", "nf1.sqlite")
 CSV_SAMPLE = Path("cellprofiler_csv", "ExampleHuman")
 NPZ_SAMPLE = Path("deepprofiler", "SQ00014812", "A01_5.npz")
 READ_BYTES = 1 << 24
+FORMATS = {"anndata_h5ad": "cells.h5ad", "anndata_zarr": "cells.zarr"}  # and what their outputs are called
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ def once(contender: Contender, number: int, scratch: Path, timeout: float) -> Ru
         tail = (folder / "log.txt").read_text(errors="replace").splitlines()[-15:]
         print("\n".join(f"    | {line}" for line in tail), file=sys.stderr, flush=True)
     done = output is not None and not found.exit_code and output.exists()
-    return Run(contender.name, number, found, verify.shape(output) if output and done else None)
+    if output is None or not done:
+        return Run(contender.name, number, found, None)
+    shape_of = verify_anndata.shape if output.suffix in verify_anndata.SUFFIXES else verify.shape
+    return Run(contender.name, number, found, shape_of(output))
 
 
 def rounds(contenders: Sequence[Contender], scratch: Path, timeout: float) -> list[Run]:
@@ -150,6 +155,12 @@ def us(source: Path, preset: str, repeat: int, more: Sequence[str], *, server: b
         output="cells.parquet",
         without=() if server else ("PREFECT_API_URL", "PREFECT_API_KEY"),
     )
+
+
+def to_anndata(source: Path, preset: str, repeat: int, more: Sequence[str], format_: str) -> Contender:
+    """This project, writing AnnData."""
+    ours = us(source, preset, repeat, [*more, "--format", format_])
+    return replace(ours, name=f"us to {format_}", output=FORMATS[format_])
 
 
 def floor(case: Case, source: Path, repeat: int) -> Contender:
@@ -199,10 +210,12 @@ def checks(
             good = False
             lines.append(f"{who}: the runs differ in shape: {sorted((s.rows, s.columns) for s in found)}")
     ours = scratch / "us-1" / "cells.parquet"
-    for who, output in (("floor", "parts"), ("CytoTable", "cells.parquet")):
-        other = scratch / f"{who}-1" / output
+    others = [("floor", "parts", agreement), ("CytoTable", "cells.parquet", agreement)]
+    others += [(f"us to {name}", output, verify_anndata.compare) for name, output in FORMATS.items()]
+    for who, output, agree in others:
+        other = scratch / f"{who.replace(' ', '-')}-1" / output
         if ours.exists() and other.exists():
-            found_there = agreement(ours, other)
+            found_there = agree(ours, other)
             good = good and found_there.good
             lines.append(f"us and {who}: {found_there.line()}")
         elif who in shapes:
@@ -227,6 +240,7 @@ def compare_case(asked: argparse.Namespace, scratch: Path) -> tuple[list[str], d
     warm(source)
     contenders = [
         us(source, case.preset, asked.repeat, asked.convert_args),
+        *(to_anndata(source, case.preset, asked.repeat, asked.convert_args, format_) for format_ in asked.to),
         floor(case, source, asked.repeat),
     ]
     notes = []
@@ -238,6 +252,7 @@ def compare_case(asked: argparse.Namespace, scratch: Path) -> tuple[list[str], d
     runs = rounds(contenders, scratch, asked.timeout)
     found, good = checks(runs, scratch, case.agreement)
     size = generate.size_of(source)
+    pairs = [("CytoTable", "us"), ("us", "floor"), *((f"us to {format_}", "us") for format_ in asked.to)]
     text = [
         f"### {asked.case}",
         "",
@@ -245,7 +260,7 @@ def compare_case(asked: argparse.Namespace, scratch: Path) -> tuple[list[str], d
         "",
         *table(runs),
     ]
-    text += ["", *ratios(runs, [("CytoTable", "us"), ("us", "floor")]), "", *(f"- {line}" for line in found)]
+    text += ["", *ratios(runs, pairs), "", *(f"- {line}" for line in found)]
     return text, {"case": asked.case, "input_bytes": size, "runs": runs, "checks": found}, good
 
 
@@ -279,6 +294,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer-repeat", type=int, default=1, help="rounds with CytoTable, which is slow (default: 1)")
     parser.add_argument("--server", action="store_true", help="smallest: also against PREFECT_API_URL")
     parser.add_argument("--convert-args", type=shlex.split, default=[], help="more options for our command")
+    parser.add_argument("--to", nargs="+", choices=FORMATS, default=[], help="AnnData too, beside Parquet")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a run may take (default: 3600)")
     parser.add_argument("--scratch", type=Path, help="where outputs go (default: below --data)")
     parser.add_argument("--keep", action="store_true", help="keep the first output and log of each")

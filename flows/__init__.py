@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_cytotable.flows.convert import convert, plan
     from prefect_cytotable.flows.fetch import fetch_obs
+    from prefect_cytotable.flows.reprocess import reprocess
 
-__all__ = ["convert", "fetch_obs", "plan"]
+__all__ = ["convert", "fetch_obs", "plan", "reprocess"]
 
-_HOMES = {"convert": "convert", "plan": "convert", "fetch_obs": "fetch"}
+_HOMES = {"convert": "convert", "plan": "convert", "fetch_obs": "fetch", "reprocess": "reprocess"}
 """The module of each name."""
 
 

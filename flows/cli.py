@@ -1,4 +1,4 @@
-"""The command line, ``prefect-cytotable``: convert, plan, fetch, presets, demo, server, profile, memory.
+"""The command line, ``prefect-cytotable``: convert, plan, reprocess, concat, fetch, demo, server, serve and others.
 
 Exit status: 0 for success, 1 for a run that failed, 2 for wrong arguments.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefect_cytotable.flows import cli_fetch, cli_profile
+from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_reprocess, cli_serve
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
     CytotableError,
@@ -22,8 +22,9 @@ from prefect_cytotable.tasks.core.errors import (
     UnknownArgumentError,
     nearest,
 )
-from prefect_cytotable.tasks.core.model import Format
+from prefect_cytotable.tasks.core.model import Destination, Format
 from prefect_cytotable.tasks.core.progress import Lines, Silent
+from prefect_cytotable.tasks.core.roots import check_file
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -103,7 +104,9 @@ def _parser() -> _Parser:
 
     one = command("convert", "Convert measurements to one single-cell table.", _convert)
     one.add_argument("source", help="a folder that is searched for tables, or one file; a path or a URL")
-    one.add_argument("destination", help="the file to write (a folder with --no-join or --no-concat)")
+    one.add_argument(
+        "destination", help="the file to write, .parquet, .h5ad or .zarr (a folder with --no-join or --no-concat)"
+    )
     _add_conversion_options(one)
     one.add_argument("--overwrite", action="store_true", help="replace the destination once the new one is whole")
     one.add_argument("--quiet", action="store_true", help="no progress, no report; errors only")
@@ -113,6 +116,7 @@ def _parser() -> _Parser:
     one.add_argument("destination", nargs="?", default="converted.parquet", help="as for convert")
     _add_conversion_options(one)
 
+    cli_reprocess.add_commands(command, _add_conversion_options, _arguments)
     cli_fetch.add_command(command)
 
     one = command("presets", "List the presets, or show one as TOML to copy and change.", _presets)
@@ -122,9 +126,11 @@ def _parser() -> _Parser:
     one.add_argument("folder", nargs="?", default="prefect-cytotable-demo", help="where to (default: %(default)s)")
 
     one = command("server", "Run a local Prefect server, where runs can be watched in a browser.", _server)
-    one.add_argument("what", choices=["start", "status", "stop"], help="what to do with it")
+    one.add_argument("what", choices=["start", "status", "stop", "settings"], help="what to do with it")
     one.add_argument("--port", type=int, default=4200, help="its port on this machine (default: %(default)s)")
 
+    cli_concat.add_command(command)
+    cli_serve.add_command(command)
     cli_profile.add_commands(command, parser)
     return parser
 
@@ -141,7 +147,8 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         default="concurrent",
         dest="task_runner",
         metavar="RUNNER",
-        help="sequential, concurrent, process, dask, or a Dask scheduler's address (default: %(default)s)",
+        help="sequential, concurrent, process, dask, dask:slurm and its like, or a Dask scheduler's address "
+        "(default: %(default)s)",
     )
     add("--workers", type=int, help="chunks under way at once (default: one for each processor)")
     add(
@@ -157,6 +164,15 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the parts, so that a later run converts only what changed",
     )
+    add(
+        "--format",
+        choices=[one.value for one in Destination],
+        dest="dest_datatype",
+        help="of the output (default: what the destination's ending says, else parquet)",
+    )
+    add("--compression", metavar="NAME", help="of an AnnData: gzip, lzf or none in h5ad, lz4, zstd or none in zarr")
+    add("--zarr-format", type=int, metavar="2|3", help="of an AnnData in zarr (default: 2)")
+    add("--x-chunk-rows", type=int, metavar="ROWS", help="of a stored chunk of an AnnData's X (default: by bytes)")
     add("--source-datatype", choices=[one.value for one in Format], help="where it is not the preset's")
     add(
         "--storage-option",
@@ -219,6 +235,12 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="Metadata_TableNumber in the output (default: with more than one dataset)",
     )
     add("--drop-null", action="store_true", help="drop rows with a missing value")
+    add(
+        "--html-report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a report for a browser beside the output",
+    )
     for name, text in (
         ("concat", "one file instead of one for each chunk"),
         ("join", "compartments joined instead of a table for each"),
@@ -232,21 +254,30 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     names = (
         "task_runner", "workers", "memory_budget", "chunk_size", "work_dir", "keep_chunks", "source_datatype",
         "compartments", "metadata", "identifying_columns", "unmatched", "on_bad_source", "add_tablenumber",
-        "drop_null", "concat", "join", "sort_output", "infer_common_schema",
+        "drop_null", "concat", "join", "sort_output", "infer_common_schema", "html_report", "compression",
+        "zarr_format", "x_chunk_rows",
     )  # fmt: skip
     arguments = {name: getattr(given, name) for name in names}
+    arguments["dest_datatype"] = given.dest_datatype or _format_of(given.destination)
     arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset
     for name in ("relations", "page_keys", "data_type_cast_map", "storage_options"):
         arguments[name] = _pairs(name, getattr(given, name))
     columns = given.image_columns
     arguments["image_columns"] = columns[0] if len(columns) == 1 and "*" not in columns[0] else columns
     if given.joins:
+        check_file("--joins", given.joins)
         try:
             arguments["joins"] = Path(given.joins).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ArgumentError(f"--joins {given.joins}: the file cannot be read ({cause}).") from error
     return arguments
+
+
+def _format_of(destination: str) -> str:
+    """The format that a destination's ending says."""
+    path = destination.rstrip("/")
+    return next((one.value for one in Destination if path.endswith(one.suffix)), Destination.PARQUET.value)
 
 
 def _pairs(name: str, texts: list[str] | None) -> dict[str, str] | None:
@@ -300,6 +331,9 @@ def _server(given: argparse.Namespace) -> int:
         started = server.start(port=given.port)
         print(f"{'Already running' if started.already_running else 'Running'}: {started.ui_url}")
         print("Runs from now on are shown there. `prefect-cytotable server stop` ends it.")
+        return 0
+    if given.what == "settings":
+        print("\n".join(f"{name}={value}" for name, value in server.SERVER_SETTINGS.items()))
         return 0
     if given.what == "stop":
         print("Stopped." if server.stop() else "No server was running.")

@@ -43,7 +43,7 @@ SHARE = 0.07
 """What the tasks of a run may cost, as a share of its work; the rest of the 15% that are promised is for the estimate
 of the work, which can be wrong by half, and for the start of the workers."""
 
-TASKS_A_WORKER = 6
+TASKS_A_WORKER = 4
 """Tasks that every worker gets at least, where there are as many chunks: all then end at about the same time."""
 
 MOST_CHUNKS = 100
@@ -106,7 +106,7 @@ def batch_size(chunks: int, workers: int, seconds: float, kind: WorkerKind) -> i
     >>> [batch_size(1000, 2, 1.0, kind) for kind in WorkerKind]
     [1, 3, 4]
     >>> batch_size(40, 2, 0.01, WorkerKind.DASK), batch_size(12, 2, 0.01, WorkerKind.DASK)
-    (3, 1)
+    (5, 1)
     >>> batch_size(20_000, 2, 1.0, WorkerKind.THREADS)
     10
     """

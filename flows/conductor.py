@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
+from prefect_cytotable.flows import artifacts
 from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST
+from prefect_cytotable.flows.session import LOST, briefly
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
@@ -37,6 +39,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.places import is_remote
 from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.request import make_options
 from prefect_cytotable.tasks.core.returned import Returned, returned
 from prefect_cytotable.tasks.core.store import store_of
@@ -57,11 +60,15 @@ class Call:
 
     Attributes:
         answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
+        report: The same in full.
+        begun: Called once the flow run has begun.
     """
 
     task_runner: str | TaskRunner[Any]
     progress: Progress
     answer: Returned | None = None
+    report: Report | None = None
+    begun: Callable[[], None] | None = None
 
     @property
     def runner_name(self) -> str:
@@ -85,19 +92,23 @@ def passing(call: Call) -> Iterator[None]:
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
     call = _call.get() or Call(task_runner, Silent())
-    if address := _page():
+    if call.begun is not None:
+        call.begun()
+    if address := page():
         call.progress.say(f"Flow run: {address}")
     profile = arguments.pop("profile")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
     options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
     with profiled_if(profile, "convert", call.progress.say):
         note_flow_run(str(flow_run.id))
-        report = pipeline.run(options, PrefectCaller(runner, call.progress))
-        call.answer = returned(report, options)
+        places = (options.source, options.destination, options.work_dir)
+        with within_limits(places, call.progress.say), artifacts.watched(call.progress, options) as progress:
+            report = pipeline.run(options, PrefectCaller(runner, progress))
+        call.report, call.answer = report, returned(report, options)
     return call.answer
 
 
-def _page() -> str | None:
+def page() -> str | None:
     """Where a browser shows this flow run; nowhere for a server that ends with the run."""
     address = url_for("flow-run", obj_id=str(flow_run.id))
     return without_password(address) if address else None
@@ -159,18 +170,20 @@ class PrefectCaller:
 
     def publish(self, report: Report) -> None:
         """Tell the report in the log, and show its table as an artifact."""
-        for line in reports.lines(report):
+        for line in artifacts.story(report):
             self._logger.info(line)
+        for line in reports.lines(report):
             self._progress.say(line)
         try:
-            stages.publish(report)
+            with briefly():
+                artifacts.publish(report)
         except LOST as error:  # the output is whole: that the server has no table of it is no failure
-            self.say(f"The server was not told the row account: {error}")
+            self.say(f"The server was not told the report: {error}")
 
     def say(self, text: str) -> None:
         """Tell the user something."""
-        self._logger.info(text)
-        self._progress.say(text)
+        self._logger.info(redact(text))
+        self._progress.say(redact(text))
 
 
 def _opaque(value: T) -> T:

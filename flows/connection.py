@@ -36,6 +36,8 @@ class Origin(StrEnum):
     PYPROJECT = "pyproject"
     PROFILE = "profile"
     OWN_SERVER = "own server"
+    TEMPORARY = "temporary"
+    """A server that was started for the run."""
     SETTINGS = "settings"
     """The settings of a Prefect that this process has imported already."""
 
@@ -47,6 +49,7 @@ _NAMES: Mapping[Origin, str] = {
     Origin.PYPROJECT: "the file pyproject.toml",
     Origin.PROFILE: "the active Prefect profile",
     Origin.OWN_SERVER: "`prefect-cytotable server start`",
+    Origin.TEMPORARY: "the run that started it",
     Origin.SETTINGS: "Prefect's settings in this process",
 }
 _WAYS_OUT: Mapping[Origin, str] = {
@@ -56,6 +59,7 @@ _WAYS_OUT: Mapping[Origin, str] = {
     Origin.PYPROJECT: "take tool.prefect.api.url out of pyproject.toml here",
     Origin.PROFILE: "run `prefect config unset PREFECT_API_URL`",
     Origin.OWN_SERVER: "run `prefect-cytotable server stop`",
+    Origin.TEMPORARY: 'choose task_runner="concurrent" or "process"',
     Origin.SETTINGS: "call it outside the block that sets api.url, or before Prefect is imported",
 }
 """How to run without the server that is named there."""

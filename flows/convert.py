@@ -50,6 +50,10 @@ def convert(
     workers: int | None = None,
     storage_options: Mapping[str, object] | None = None,
     profile: str | Path | Profiling | None = None,
+    html_report: bool = True,
+    compression: str | None = None,
+    zarr_format: int | None = None,
+    x_chunk_rows: int | None = None,
     progress: Progress | None = None,
 ) -> Returned:
     """Convert measurements to one single-cell table, or to one table for each compartment.
@@ -61,7 +65,7 @@ def convert(
         source_path: A folder that is searched for tables, or one file; a local path or a URL (``s3://``, ``gs://``,
             ``az://``).
         dest_path: The file to write, local or a URL; a folder with ``join=False`` or ``concat=False``.
-        dest_datatype: "parquet".
+        dest_datatype: "parquet", "anndata_h5ad" or "anndata_zarr" (a folder); the latter two need the extra "anndata".
         source_datatype: "csv", "sqlite", "npz", "parquet" or "duckdb", where it is not the preset's.
         metadata: Image tables, instead of the preset's.
         compartments: Compartments, instead of the preset's; each must be there.
@@ -79,8 +83,8 @@ def convert(
         page_keys: The column that numbers images or objects, by table, where it is not the preset's.
         sort_output: Whether rows are sorted by (TableNumber, ImageNumber, object number).
         preset: Name of a preset, path of a TOML file, or None for tables that no preset describes.
-        task_runner: "sequential", "concurrent", "process", "dask", the address of a running Dask scheduler, or a
-            Prefect TaskRunner.
+        task_runner: "sequential", "concurrent", "process", "dask", a Dask cluster of this site ("dask:slurm",
+            "dask:kubernetes" ...), the address of a running Dask scheduler, or a Prefect TaskRunner.
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         work_dir: Where parts lie until the output is whole, in a folder of their own for each destination; by default
             a hidden folder next to the destination, and of a remote one the cache folder of this machine, unless a
@@ -98,6 +102,12 @@ def convert(
             {"endpoint_url": "https://minio.example.org"} or {"local_cache_dir": "/scratch"}. Never a secret: those
             come from the environment of each machine.
         profile: A folder for a profile of the run's memory, or a `Profiling` with more than the folder; needs memray.
+        html_report: Whether a report for a browser is written beside the output, as ``cells.report.html`` beside
+            ``cells.parquet``.
+        compression: Of an AnnData: "gzip", "lzf" or "none" in HDF5, "lz4", "zstd" or "none" in zarr; by default the
+            first, which is the fastest that compresses.
+        zarr_format: Format of the zarr store, 2 or 3; 2 by default, which every version of anndata reads.
+        x_chunk_rows: Rows of a stored chunk of an AnnData's X; by default 1 MiB of them in HDF5, 4 MiB in zarr.
         progress: Who hears of the progress; nobody by default.
 
     Returns:

@@ -19,8 +19,9 @@ from prefect_cytotable.flows.conducting import Conducting, Work
 from prefect_cytotable.flows.conductor import GIVEN
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.fetching import for_runner
+from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST
+from prefect_cytotable.flows.session import LOST, briefly
 from prefect_cytotable.tasks import fetch_stages
 from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
@@ -80,7 +81,8 @@ def fetch(arguments: dict[str, Any], task_runner: str) -> Fetched:
     options = for_runner(make_fetch_options(**arguments), runner)
     with profiled_if(profile, "fetch", call.progress.say), system_memory():
         note_flow_run(str(flow_run.id))
-        call.answer = pipeline.run(options, PrefectFetcher(runner, call.progress))
+        with within_limits((options.source, options.destination), call.progress.say):
+            call.answer = pipeline.run(options, PrefectFetcher(runner, call.progress))
     return call.answer
 
 
@@ -118,7 +120,8 @@ class PrefectFetcher:
         for line in pipeline.lines(fetched):
             self._say(line)
         try:
-            fetch_stages.publish(fetched)
+            with briefly():
+                fetch_stages.publish(fetched)
         except LOST as error:  # the output is whole: that the server has no table of it is no failure
             self._say(f"The server was not told the summary: {error}")
 

@@ -13,8 +13,9 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import fetch_conductor
+from prefect_cytotable.flows import fetch_conductor, form
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
@@ -29,7 +30,7 @@ def fetch(
 ) -> Fetched:
     """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
     call = fetch_conductor.FetchCall(task_runner, progress)
-    with connected(connection), fetch_conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), fetch_conductor.passing(call):
         try:
             answer: Fetched = fetch_flow(**_plain(arguments), task_runner=call.runner_name)
         except LOST as error:
@@ -59,26 +60,29 @@ def _run_name() -> str:
 
 @flow(name="fetch-obs", flow_run_name=_run_name, persist_result=False)
 def fetch_flow(
-    source_path: str,
-    dest_path: str,
-    dest_datatype: str | None = None,
-    axis: str = "obs",
-    measurement: str = "RNA",
-    organism: str = "homo_sapiens",
-    columns: str | list[str] | None = None,
-    tissue: str | None = None,
-    value_filter: str | None = None,
-    memory_budget: str | int = "128MiB",
-    buffer_bytes: str | int | None = None,
-    chunk_size: int | None = None,
-    task_runner: str = "concurrent",
-    workers: int | None = None,
-    work_dir: str | None = None,
-    overwrite: bool = False,
-    keep_chunks: bool = False,
-    var_joinids: bool = False,
-    profile: str | dict[str, Any] | None = None,
+    source_path: form.SomaSource,
+    dest_path: form.FetchDestination,
+    tissue: form.Tissue = None,
+    value_filter: form.ValueFilter = None,
+    columns: form.Columns = None,
+    axis: form.AxisName = "obs",
+    organism: form.Organism = "homo_sapiens",
+    measurement: form.Measurement = "RNA",
+    var_joinids: form.VarJoinIds = False,
+    dest_datatype: form.FetchDatatype = None,
+    task_runner: form.TaskRunner = "concurrent",
+    workers: form.Workers = None,
+    memory_budget: form.FetchBudget = "128MiB",
+    buffer_bytes: form.BufferBytes = None,
+    chunk_size: form.JoinIds = None,
+    overwrite: form.Overwrite = False,
+    keep_chunks: form.KeepChunks = False,
+    work_dir: form.WorkDir = None,
+    profile: form.Profile = None,
 ) -> Fetched:
-    """Fetch an axis table of a SOMA experiment; the parameters are those of `prefect_cytotable.flows.fetch_obs`."""
+    """Fetch an axis table of a SOMA experiment.
+
+    The parameters are those of `prefect_cytotable.flows.fetch_obs`, in the order in which a form shows them.
+    """
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}
     return fetch_conductor.fetch(arguments, task_runner)

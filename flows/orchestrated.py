@@ -14,11 +14,13 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import conductor
+from prefect_cytotable.flows import conductor, form
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.returned import Returned
 
 
@@ -37,9 +39,9 @@ def convert(
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
     call = conductor.Call(task_runner, progress)
-    with connected(connection), conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
         try:
-            answer: Returned = convert_flow(**_plain(arguments), task_runner=call.runner_name)
+            answer: Returned = convert_flow(**plain(arguments), task_runner=call.runner_name)
         except LOST as error:
             if call.answer is None:
                 raise
@@ -48,7 +50,7 @@ def convert(
         return answer
 
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as a server can store them."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -68,43 +70,50 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run_name() -> str:
     """A name such as "plate1 with cellprofiler_sqlite", so that a list of runs tells which is which."""
     parameters = runtime.flow_run.parameters
-    source = str(parameters.get("source_path", "")).rstrip("/").rpartition("/")[2]
-    return f"{source} with {parameters.get('preset') or 'no preset'}"
+    source = redact(str(parameters.get("source_path", ""))).rstrip("/").rpartition("/")[2]
+    return f"{source} with {redact(str(parameters.get('preset') or 'no preset'))}"
 
 
 @flow(name="convert", flow_run_name=_run_name, persist_result=False)
 def convert_flow(
-    source_path: str,
-    dest_path: str,
-    dest_datatype: str = "parquet",
-    source_datatype: str | None = None,
-    metadata: list[str] | None = None,
-    compartments: list[str] | None = None,
-    identifying_columns: list[str] | None = None,
-    concat: bool = True,
-    join: bool = True,
-    joins: str | None = None,
-    chunk_size: int | None = None,
-    infer_common_schema: bool = True,
-    drop_null: bool = False,
-    data_type_cast_map: dict[str, str] | None = None,
-    add_tablenumber: bool | None = None,
-    page_keys: dict[str, str] | None = None,
-    sort_output: bool = True,
-    preset: str | None = "cellprofiler_csv",
-    task_runner: str = "concurrent",
-    memory_budget: str | int = "1GiB",
-    work_dir: str | None = None,
-    overwrite: bool = False,
-    unmatched: str = "drop",
-    on_bad_source: str = "skip",
-    image_columns: str | list[str] = "metadata",
-    keep_chunks: bool = False,
-    relations: dict[str, str] | None = None,
-    workers: int | None = None,
-    storage_options: dict[str, str | bool] | None = None,
-    profile: str | dict[str, Any] | None = None,
+    source_path: form.SourcePath,
+    dest_path: form.DestPath,
+    preset: form.Preset = "cellprofiler_csv",
+    task_runner: form.TaskRunner = "concurrent",
+    workers: form.Workers = None,
+    memory_budget: form.MemoryBudget = "1GiB",
+    overwrite: form.Overwrite = False,
+    keep_chunks: form.KeepChunks = False,
+    dest_datatype: form.DestDatatype = "parquet",
+    source_datatype: form.SourceDatatype = None,
+    image_columns: form.ImageColumns = "metadata",
+    unmatched: form.UnmatchedObjects = "drop",
+    on_bad_source: form.BadSources = "skip",
+    join: form.Join = True,
+    concat: form.Concat = True,
+    sort_output: form.SortOutput = True,
+    drop_null: form.DropNull = False,
+    infer_common_schema: form.CommonSchema = True,
+    add_tablenumber: form.TableNumber = None,
+    compartments: form.Compartments = None,
+    metadata: form.Metadata = None,
+    identifying_columns: form.IdentifyingColumns = None,
+    relations: form.Relations = None,
+    page_keys: form.PageKeys = None,
+    data_type_cast_map: form.Casts = None,
+    joins: form.Joins = None,
+    chunk_size: form.ChunkSize = None,
+    work_dir: form.WorkDir = None,
+    storage_options: form.StorageOptions = None,
+    profile: form.Profile = None,
+    html_report: form.HtmlReport = True,
+    compression: form.Compression = None,
+    zarr_format: form.ZarrFormat = None,
+    x_chunk_rows: form.XChunkRows = None,
 ) -> Returned:
-    """Convert measurements to one single-cell table; the parameters are those of `prefect_cytotable.flows.convert`."""
+    """Convert measurements to one single-cell table.
+
+    The parameters are those of `prefect_cytotable.flows.convert`, in the order in which a form shows them.
+    """
     arguments = {name: value for name, value in locals().items() if name != "task_runner"}
     return conductor.convert(arguments, task_runner)

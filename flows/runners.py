@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from prefect_cytotable.flows.running import DASK
+from prefect_cytotable.flows.clusters import DASK, cluster_of, cluster_runner
 from prefect_cytotable.tasks.core.errors import CytotableError
 from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.memory.tracking import current
@@ -35,8 +35,10 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
     """The runner of that name, running.
 
     Args:
-        name: "sequential", "concurrent", "process", "dask", or the address of a Dask scheduler.
-        workers: Chunks under way at once; of a running Dask cluster its own number of workers decides.
+        name: "sequential", "concurrent", "process", "dask", a cluster such as "dask:slurm", or the address of a Dask
+            scheduler.
+        workers: Chunks under way at once; of a cluster the number of its jobs; of one that runs already its own
+            number of workers decides.
     """
     if name == Runner.PROCESS:
         with _process_pool(workers) as pool:
@@ -50,6 +52,8 @@ def started(name: str, workers: int) -> Iterator[TaskRunner[Any]]:
             try:
                 dask = stack.enter_context(_dask(name, workers))
                 _ = dask.client  # connects
+            except CytotableError:
+                raise
             except OSError as error:
                 raise DaskUnreachableError(
                     f"The Dask scheduler {name} does not answer: {error}. Start it, correct task_runner, or let "
@@ -81,6 +85,8 @@ def _process_pool(workers: int) -> Iterator[TaskRunner[Any]]:
 def _dask(name: str, workers: int) -> DaskTaskRunner:
     from prefect_dask.task_runners import DaskTaskRunner  # Dask takes 1 s to import
 
+    if cluster := cluster_of(name):
+        return cluster_runner(cluster, workers)
     if name != DASK:
         return DaskTaskRunner(address=name, client_kwargs={"timeout": CONNECT_SECONDS})
     settings = {
@@ -139,7 +145,7 @@ def killed_worker(error: BaseException) -> int | None:
 def may_be_elsewhere(runner: str | TaskRunner[Any]) -> bool:
     """Whether chunks may be converted on machines that share no disk with this one."""
     if isinstance(runner, str):
-        return "://" in runner
+        return "://" in runner or cluster_of(runner) is not None
     return not isinstance(runner, ThreadPoolTaskRunner | ProcessPoolTaskRunner)
 
 

@@ -10,10 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect_cytotable.flows.clusters import RUNNERS
 from prefect_cytotable.flows.connection import Connection, Origin, configured_api_url
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.roots import check_endpoint
 from prefect_cytotable.tasks.core.runner import Runner
 
 if TYPE_CHECKING:
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
 Profile = str | Path | Profiling | Mapping[str, Any]
 """What ``profile=`` can be."""
 
-DASK = "dask"
 HOW_TO_SERVE = "No Prefect server: running here. `prefect-cytotable server start` shows runs in the UI."
 EPHEMERAL = (
-    "No Prefect server is configured, so Prefect starts one for this run alone: 10-20 s, and its records go with it. "
+    "No Prefect server is configured, so one is started for this run alone: 10-20 s. "
     "`prefect-cytotable server start` keeps one."
 )
 
@@ -109,10 +110,13 @@ def checked_runner(task_runner: str | TaskRunner[Any]) -> str | TaskRunner[Any]:
         if hasattr(task_runner, "submit") and hasattr(task_runner, "map"):
             return task_runner
         raise ArgumentError(f"task_runner is {task_runner!r}, neither a name nor a Prefect TaskRunner.")
-    if task_runner in (*Runner, DASK) or "://" in task_runner:
+    if task_runner in RUNNERS:
+        return task_runner
+    if "://" in task_runner:
+        check_endpoint("task_runner", task_runner)  # what a scheduler sends is unpickled
         return task_runner
     raise ArgumentError(
-        f"task_runner is {task_runner!r}. {nearest(task_runner, (*Runner, DASK))} A Dask scheduler's address looks "
+        f"task_runner is {task_runner!r}. {nearest(task_runner, RUNNERS)} A Dask scheduler's address looks "
         f"like 'tcp://127.0.0.1:8786'."
     )
 

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
 from prefect.settings.legacy import Setting
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
+from prefect_cytotable.flows.running import inside_flow
+from prefect_cytotable.flows.temporary import temporary_server
 
 ANSWER_SECONDS = 8.0
 """How long a server may take to say that it is well; a busy one here took less than one second."""
+
+RETRIES = 4
+"""How often a request is repeated, after 2, 4, 8 and 16 s: a server that is started again within half a minute is not
+lost. Prefect's own five repetitions make a minute of each request, and a run that ends has some."""
+
+BRIEF_RETRIES = 1
+"""The same for what a run can do without."""
 
 EPHEMERAL_SECONDS = 120
 """How long a server for one run may take to start, where Prefect's own 20 s stand: a busy machine takes longer."""
@@ -33,21 +45,46 @@ _UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no c
 
 
 @contextmanager
-def connected(connection: Connection | None) -> Iterator[None]:
-    """Prefect, inside the block, connected to that server; None leaves its connection as it is.
+def connected(connection: Connection | None, elsewhere: bool = False) -> Iterator[None]:
+    """Prefect, inside the block, connected to that server; with None, to that of the flow or task around it.
+
+    Where there is none around it, a server is started for the block, which the workers of this machine use too. Those
+    of other machines could not reach it, and Prefect starts one in each process that needs one.
 
     An address that Prefect does not know of itself (our own server's) is a setting for the block alone: later runs
     ask again which server there is.
 
+    Args:
+        connection: The server.
+        elsewhere: Whether workers may be on other machines.
+
     Raises:
         ServerUnreachableError: The server does not answer, or was lost on the way.
     """
-    if connection is None:
-        timeout = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
-        with _settings({timeout: EPHEMERAL_SECONDS} if timeout.value() == timeout.default() else {}):
-            yield
-        return
-    with _settings({PREFECT_API_URL: connection.url}):
+    timeout = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+    with ExitStack() as stack:
+        if connection is not None:
+            stack.enter_context(_connected(connection))
+        elif elsewhere:
+            patient = timeout.value() == timeout.default() and not inside_flow()
+            stack.enter_context(_settings({timeout: EPHEMERAL_SECONDS} if patient else {}))
+        elif not inside_flow():
+            server = stack.enter_context(temporary_server())
+            stack.enter_context(_connected(server))
+            stack.callback(_tell_all)  # while it is there, and these settings name it
+        yield
+
+
+def _tell_all() -> None:
+    """Send the server what was logged and what became of the tasks: both are told a little later than they happen."""
+    APILogWorker.instance().drain()
+    EventsWorker.drain_all()
+
+
+@contextmanager
+def _connected(connection: Connection) -> Iterator[None]:
+    retries = min(PREFECT_CLIENT_MAX_RETRIES.value(), RETRIES)
+    with _settings({PREFECT_API_URL: connection.url, PREFECT_CLIENT_MAX_RETRIES: retries}):
         _require_answer(connection)
         try:
             yield
@@ -60,15 +97,28 @@ def connected(connection: Connection | None) -> Iterator[None]:
 
 
 @contextmanager
+def briefly() -> Iterator[None]:
+    """Inside, a server that does not answer is given up after seconds: for what a run can do without."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: min(PREFECT_CLIENT_MAX_RETRIES.value(), BRIEF_RETRIES)}):
+        yield
+
+
+@contextmanager
 def _settings(changes: dict[Setting, Any]) -> Iterator[None]:
     """Settings with those changes, for every thread: some of Prefect's own ask for them outside the caller's context.
 
     A process pool's reporter is one; where it found no address, it would start a server of its own.
     """
-    known = all(setting.value() == value for setting, value in changes.items())
-    everywhere = nullcontext if known else getattr(context, "_temporary_global_settings_context", nullcontext)
-    with temporary_settings(changes), everywhere(context.get_settings_context()):
-        yield
+    everyone = getattr(context, "GLOBAL_SETTINGS_CONTEXT", None)
+    everywhere = getattr(context, "_temporary_global_settings_context", None)
+    url = changes.get(PREFECT_API_URL)
+    known = not changes or (url is not None and everyone is not None and everyone.settings.api.url == url)
+    with temporary_settings(changes):
+        if known or everywhere is None:
+            yield
+        else:
+            with everywhere(context.get_settings_context()):
+                yield
 
 
 def _require_answer(connection: Connection) -> None:

@@ -13,6 +13,9 @@ from prefect.context import TaskRunContext
 
 from prefect_cytotable.tasks.core.store import LocalStore, Store
 from prefect_cytotable.tasks.core.work import PlanPlace
+from prefect_cytotable.tasks.quiet import quieten
+
+quieten()  # here, because every worker process imports this module with the parameters of its first chunk task
 
 
 class Keyed(Protocol):

@@ -11,7 +11,6 @@ from typing import Any, TypedDict
 
 import msgspec
 from prefect import Task, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
@@ -33,9 +32,6 @@ from prefect_cytotable.tasks.core.model import (
     Skipped,
 )
 from prefect_cytotable.tasks.core.work import ATTEMPTS, convert_jobs, may_pass
-
-ARTIFACT_ROWS = 500
-"""Datasets that the table of rows lists in the UI; the Parquet file's metadata has them all."""
 
 
 class _Patience(TypedDict):
@@ -110,10 +106,3 @@ def report(converted: Plan, results: Sequence[ChunkResult]) -> Report:
 def write(converted: Plan, results: Sequence[ChunkResult], account: Report) -> tuple[OutputFile, ...]:
     """Stage 5: the output."""
     return output.write_output(converted, results, account)
-
-
-def publish(finished: Report) -> None:
-    """Show the row account as a table artifact of the run."""
-    rows = reports.table(finished)
-    description = "\n".join(f"- {line.strip()}" for line in reports.lines(finished))
-    create_table_artifact(table=rows[:ARTIFACT_ROWS], key="row-account", description=description)

@@ -97,18 +97,22 @@ def count_values(table: pa.Table, findings: Findings) -> None:
             findings.notes["output", "values that are not a number (NaN, kept)"] += nans
 
 
-def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Table, Counter[int]]:
-    """The rows in which every value is there, and by dataset how many were dropped; all unless `drop_null`."""
+def without_nulls(plan: Plan, table: pa.Table, dataset: pa.Array) -> tuple[pa.Table, pa.Array, Counter[int]]:
+    """The rows in which every value is there, the dataset of each, and by dataset how many were dropped.
+
+    All rows, unless `drop_null`.
+    """
     if not plan.options.drop_null or not table.num_rows:
-        return table, Counter()
+        return table, dataset, Counter()
     keep = None
     for name, column in zip(table.column_names, table.columns, strict=True):
         if name == TABLE_NUMBER:  # null where there is one archive, which needs no number
             continue
         present = pc.invert(column.is_null(nan_is_null=True))
         keep = present if keep is None else pc.and_(keep, present)
-    dropped = Counter(to_numpy(dataset.filter(pc.invert(keep).combine_chunks())).tolist())
-    return table.filter(keep), dropped
+    kept = one_piece(keep)
+    dropped = Counter(to_numpy(dataset.filter(pc.invert(kept))).tolist())
+    return table.filter(keep), dataset.filter(kept), dropped
 
 
 def query(plan: Plan, chunk: Chunk, loaded: dict[str, Loaded]) -> tuple[pa.Table, pa.Array]:

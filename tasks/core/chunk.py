@@ -7,6 +7,8 @@ chunk came first.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections import Counter
 from dataclasses import replace
@@ -41,6 +43,7 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.sinks.parquet import write_part
 from prefect_cytotable.tasks.core.store import Store, Stored
+from prefect_cytotable.tasks.core.tally import Tally
 
 Dropped = Counter[tuple[int, Cause]]
 
@@ -57,7 +60,7 @@ def convert_chunk(plan: Plan, chunk: Chunk, store: Store) -> ChunkResult:
     """
     if (done := store.load(chunk.key)) is not None:
         return done
-    started = time.perf_counter()
+    begun, started = time.time(), time.perf_counter()
     findings = Findings()
     result = (_joined if plan.options.join else _unjoined)(plan, chunk, store, findings)
     check_unchanged(source for one in chunk.slices for source in plan.datasets[one.dataset].sources)
@@ -66,7 +69,13 @@ def convert_chunk(plan: Plan, chunk: Chunk, store: Store) -> ChunkResult:
             chunk.key, chunk.number, widened=tuple(sorted(set(findings.widened))), bad=tuple(findings.bad)
         )
     notes = tuple(Note(subject, text, count) for (subject, text), count in sorted(findings.notes.items()) if count)
-    result = replace(result, notes=notes, seconds=round(time.perf_counter() - started, 3))
+    result = replace(
+        result,
+        notes=notes,
+        begun=round(begun, 3),
+        seconds=round(time.perf_counter() - started, 3),
+        worker=f"{platform.node()}/{os.getpid()}",
+    )
     store.save(result)
     return result
 
@@ -91,7 +100,7 @@ def _joined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chunk
     else:
         table, dataset, dropped = _matched(plan, chunk, loaded, findings)
     rows_out = Counter(to_numpy(dataset).tolist())
-    table, nulls = assemble.without_nulls(plan, table, dataset)
+    table, left, nulls = assemble.without_nulls(plan, table, dataset)
     rows_out.subtract(nulls)
     dropped += Counter({(ds, Cause.HAS_NULL): rows for ds, rows in nulls.items()})
     for ds, rows in base.keyless.items():
@@ -99,11 +108,15 @@ def _joined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chunk
         dropped[ds, Cause.NO_IMAGE_NUMBER] += rows
     assemble.count_values(table, findings)
     accounts = _accounts(plan, chunk, rows_in, rows_out, dropped, added)
+    tally = Tally()
+    tally.add(0, table)
+    tally.add_wells(table, left, [plan.datasets[one.dataset].name for one in chunk.slices])
     return replace(
         empty,
         parts=_written(plan, chunk, store, plan.tables[0].name, table),
         accounts=accounts,
         tables_in=tables_in,
+        tally=tally.text(len(plan.chunks)),
     )
 
 
@@ -146,7 +159,8 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
     rows_in, rows_out, dropped = Counter[int](), Counter[int](), Counter[tuple[int, Cause]]()
     parts: list[Part] = []
     tables_in = []
-    for output in plan.tables:
+    tally = Tally()
+    for number, output in enumerate(plan.tables):
         schema = plan.inspected.schema(output.name)
         assert schema is not None
         columns = tuple((column.name, column.type) for column in schema.columns)
@@ -157,7 +171,7 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
         order = _order(loaded, plan.options.sort_output)
         dataset = loaded.keys.dataset.take(order)
         table = assemble.take(plan, chunk, output.columns, {output.name: loaded}, {output.name: order}, dataset)
-        table, nulls = assemble.without_nulls(plan, table, dataset)
+        table, _, nulls = assemble.without_nulls(plan, table, dataset)
         rows_in += Counter(to_numpy(loaded.keys.dataset).tolist()) + loaded.keyless
         rows_out += Counter(to_numpy(dataset).tolist()) - nulls
         for ds, rows in (_unnumbered(loaded) + loaded.keyless).items():
@@ -165,9 +179,11 @@ def _unjoined(plan: Plan, chunk: Chunk, store: Store, findings: Findings) -> Chu
         for ds, rows in nulls.items():
             dropped[ds, Cause.HAS_NULL] += rows
         assemble.count_values(table, findings)
+        tally.add(number, table)
         parts += _written(plan, chunk, store, output.name, table)
     accounts = () if findings.amends else _accounts(plan, chunk, rows_in, rows_out, dropped, Counter())
-    return ChunkResult(chunk.key, chunk.number, tuple(parts), accounts, tuple(tables_in))
+    result = ChunkResult(chunk.key, chunk.number, tuple(parts), accounts, tuple(tables_in))
+    return replace(result, tally=tally.text(len(plan.chunks)))
 
 
 def _unnumbered(loaded: Loaded) -> Counter[int]:

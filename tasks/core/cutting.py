@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prefect_cytotable.tasks.core import steady
 from prefect_cytotable.tasks.core.model import Dataset, Inspected, Options, Region, Schema, Slice, Source, Span
 from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.sources.base import Cut, ImageRows, Index, Keys
@@ -35,27 +36,48 @@ def sources_of(inspected: Inspected, dataset: Dataset) -> list[tuple[Schema, Sou
 Draft = tuple[tuple[Slice, ...], int, int]
 """(slices, rows of the base, Arrow bytes) of a chunk to be."""
 
+Whole = tuple[Slice, int, int]
+"""(slice, rows of the base, Arrow bytes) of a dataset that is not cut."""
+
 
 def cut(inspected: Inspected, options: Options, sizes: list[Sizes], limit: int) -> Iterator[Draft]:
     """Chunks in the order of the output: small datasets together, large ones cut."""
-    alone = not options.concat and not options.join
-    waiting: list[tuple[Slice, int, int]] = []
+    waiting: list[Whole] = []
     for one in sizes:
         if one.indexes is not None and not _stays_whole(inspected, options, one, limit):
-            if waiting:
-                yield _together(waiting)
-                waiting = []
+            yield from _gathered(inspected, options, waiting, limit)
+            waiting = []
             yield from _cut(inspected, options, one.dataset, one.indexes, limit)
             continue
-        rows = sum(row for _, row, _ in waiting) + one.rows
-        memory = sum(size for _, _, size in waiting) + one.memory // 2
-        full = memory > limit or (options.chunk_rows and rows > options.chunk_rows) or alone
-        if waiting and full:
-            yield _together(waiting)
-            waiting = []
         present = sources_of(inspected, inspected.gathered.datasets[one.dataset])
         regions = tuple(_whole(schema.compartment, one.indexes) for schema, _ in present)
         waiting.append((Slice(one.dataset, regions), one.rows, one.memory))
+    yield from _gathered(inspected, options, waiting, limit)
+
+
+def _gathered(inspected: Inspected, options: Options, whole: list[Whole], limit: int) -> Iterator[Draft]:
+    """Chunks of neighbouring datasets that stay whole; where chunks are kept, always about the same ones together."""
+    if not options.concat and not options.join:
+        yield from (_together([one]) for one in whole)
+    elif options.keep_chunks:
+        names = [inspected.gathered.datasets[slice_.dataset].name for slice_, _, _ in whole]
+        weights = [rows if options.chunk_rows else memory for _, rows, memory in whole]
+        for start, stop in steady.groups(names, weights, options.chunk_rows or limit):
+            yield _together(whole[start:stop])
+    else:
+        yield from _filled(options, whole, limit)
+
+
+def _filled(options: Options, whole: list[Whole], limit: int) -> Iterator[Draft]:
+    """Chunks as full as can be, one after the other."""
+    waiting: list[Whole] = []
+    for one in whole:
+        rows = sum(row for _, row, _ in waiting) + one[1]
+        memory = sum(size for _, _, size in waiting) + one[2] // 2
+        if waiting and (memory > limit or (options.chunk_rows and rows > options.chunk_rows)):
+            yield _together(waiting)
+            waiting = []
+        waiting.append(one)
     if waiting:
         yield _together(waiting)
 
@@ -79,7 +101,7 @@ def _whole(compartment: str, indexes: dict[str, Index] | None) -> Region:
     return Region(compartment, _condensed(spans), index.rows)
 
 
-def _together(waiting: list[tuple[Slice, int, int]]) -> Draft:
+def _together(waiting: list[Whole]) -> Draft:
     return (
         tuple(one for one, _, _ in waiting),
         sum(row for _, row, _ in waiting),

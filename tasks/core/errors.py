@@ -9,12 +9,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from prefect_cytotable.tasks.core.redact import redact
+
 
 class CytotableError(Exception):
     """Base of every error that this package raises on purpose."""
 
     retriable = False
     """Whether the same work may succeed when it is tried again."""
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
+
+    def __repr__(self) -> str:
+        return redact(super().__repr__())
 
 
 class ArgumentError(CytotableError, ValueError):
@@ -100,6 +108,10 @@ class DamagedPartError(CytotableError, ValueError):
 
 class PartMismatchError(CytotableError, ValueError):
     """Parts that should become one file have different columns."""
+
+
+class MissingPackageError(CytotableError, ImportError):
+    """A library that the output's format needs is not installed."""
 
 
 class WorkerDiedError(CytotableError, RuntimeError):

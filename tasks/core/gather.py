@@ -23,9 +23,16 @@ from prefect_cytotable.tasks.core.model import (
     TableNumber,
 )
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
-from prefect_cytotable.tasks.core.sources.registry import SUFFIXES, reader_of, suffix_of
+from prefect_cytotable.tasks.core.places.base import OUTSIDE
+from prefect_cytotable.tasks.core.roots import ROOTS, allowed_roots, leads_out
+from prefect_cytotable.tasks.core.sources.registry import DATABASES, SUFFIXES, reader_of, suffix_of
 
 _LARGEST = 2**63
+
+BESIDE = ("-wal", "-shm", "-journal", ".wal")
+"""Endings of the files that SQLite and DuckDB open together with a database."""
+
+LEADS_OUT = f"a link that leads out of {ROOTS}"
 
 
 def gather(options: Options) -> Gathered:
@@ -39,12 +46,20 @@ def gather(options: Options) -> Gathered:
     root, places = options.source, Places(options.storage)
     if not is_remote(root) and not Path(root).exists():
         raise SourceNotFoundError(f"{root}: there is no such file or folder.{_near(Path(root))}")
-    entries = sorted(places.entries(root), key=lambda one: one.path)
+    every = sorted(places.entries(root), key=lambda one: one.path)
+    entries = [one for one in every if one.mark != OUTSIDE]
+    links = {one.path for one in every if one.mark == OUTSIDE}
     formats = options.formats or (options.preset.format,)
     files = list(_files(entries, root, formats))
+    if not is_remote(root):
+        links |= {link for file in files for link in _links_beside(file)}
+        files = [file for file in files if not _links_beside(file)]
+    if not files and links:
+        raise SourceNotFoundError(f"{root}: {min(links)} is {LEADS_OUT}, and there is nothing else to read.")
     if not files:
         raise SourceNotFoundError(_nothing(root, entries, formats, options.preset))
     found = grouped(files, options, places)
+    found.skipped[:0] = [_outside(link, root) for link in sorted(links)]
     for bad in found.skipped:
         refuse_if_wanted(bad, options)
     if not found.datasets:
@@ -79,6 +94,19 @@ def _near(path: Path) -> str:
         return ""
     hint = nearest(path.name, siblings) if siblings else ""
     return f" {hint}" if hint.startswith("Did") else ""
+
+
+def _links_beside(file: File) -> list[str]:
+    """Links out of the allowed roots that a database's library would open together with it."""
+    if file.format not in DATABASES or allowed_roots() is None:
+        return []
+    beside = (file.entry.path + ending for ending in BESIDE)
+    return [path for path in beside if Path(path).is_symlink() and leads_out(path)]
+
+
+def _outside(link: str, root: str) -> Skipped:
+    relative = _relative(link, root) if Path(link).is_relative_to(root) else Path(link).name
+    return Skipped(relative.rpartition("/")[0] or relative, "", link, LEADS_OUT)
 
 
 def _files(entries: list[Entry], root: str, formats: tuple[Format, ...]) -> Iterator[File]:

@@ -99,6 +99,11 @@ def compartment_of(name: str, preset: Preset) -> tuple[str, str] | None:
     return next(((key, spelling) for before, key, spelling in _readings(name, preset) if not before), None)
 
 
+def names_table(name: str, preset: Preset) -> bool:
+    """Whether a name is a table's of the preset, with something before it or not."""
+    return any(True for _ in _readings(name, preset))
+
+
 def _readings(name: str, preset: Preset) -> Iterator[tuple[str, str, str]]:
     """(beginning, key, spelling) of a name that is a compartment's, with something before it or not.
 

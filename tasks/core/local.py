@@ -14,6 +14,7 @@ from prefect_cytotable.tasks.core import inspection, output
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core import report as reports
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
+from prefect_cytotable.tasks.core.formats import Begun
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
@@ -29,7 +30,6 @@ from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS as POOL_ATTEMPTS
 from prefect_cytotable.tasks.core.runner import Runner as Runner
-from prefect_cytotable.tasks.core.sinks.parquet import Ahead
 from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache, convert_job_with_retries, with_retries
 
 
@@ -41,7 +41,7 @@ class LocalCaller:
     def __init__(self, runner: Runner, progress: Progress) -> None:
         self._runner = runner
         self._progress = progress
-        self._begun: Ahead | None = None
+        self._begun: Begun | None = None
         self.processes = runner is Runner.PROCESS
         self.sequential = runner is Runner.SEQUENTIAL
 

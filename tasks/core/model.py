@@ -27,6 +27,19 @@ class Format(StrEnum):
     DUCKDB = "duckdb"
 
 
+class Destination(StrEnum):
+    """Formats of the output."""
+
+    PARQUET = "parquet"
+    H5AD = "anndata_h5ad"
+    ZARR = "anndata_zarr"
+
+    @property
+    def suffix(self) -> str:
+        """How its files end."""
+        return {Destination.H5AD: ".h5ad", Destination.ZARR: ".zarr"}.get(self, ".parquet")
+
+
 class ColumnType(StrEnum):
     """What a source's column holds; `widest` in schema.py says which of two holds both."""
 
@@ -124,6 +137,9 @@ class Options:
         relations: The user's relations, which replace the preset's where there are any.
         required: Compartments that the user named, as keys; each must be there.
         storage: How object storage is reached, as (option, value) pairs; never a secret.
+        compression: Of an AnnData: what its format calls it, or empty for the fast one.
+        zarr_format: Of an AnnData in a zarr store.
+        x_chunk_rows: Rows of a stored chunk of an AnnData's X, or 0 where its bytes decide.
     """
 
     source: str
@@ -151,13 +167,18 @@ class Options:
     relations: tuple[PresetRelation, ...] = ()
     required: tuple[str, ...] = ()
     storage: tuple[tuple[str, str], ...] = ()
+    html_report: bool = True
+    datatype: Destination = Destination.PARQUET
+    compression: str = ""
+    zarr_format: int = 2
+    x_chunk_rows: int = 0
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """What tells a changed file from an unchanged one: bytes, time of change in ns, and a mark.
 
-    The mark is a database's change counter, or the ETag or generation of an object in a store.
+    The mark is a database's change counter, or the ETag or generation of an object in a store, whose time is then 0.
     """
 
     size: int
@@ -496,6 +517,9 @@ class ChunkResult:
         tables_in: (compartment, rows read) pairs.
         widened: (compartment, column, type) where the sample had promised a narrower type.
         bad: Sources that turned out to be unreadable.
+        begun: When it was begun, in seconds since 1970 (UTC), and
+        worker: by which process of which machine.
+        tally: What its values look like, in few bytes; see `tally.py`.
     """
 
     key: str
@@ -508,6 +532,9 @@ class ChunkResult:
     bad: tuple[Skipped, ...] = ()
     seconds: float = 0.0
     reused: bool = False
+    begun: float = 0.0
+    worker: str = ""
+    tally: str = ""
 
     @property
     def amends(self) -> bool:
@@ -534,12 +561,42 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class ReportColumn:
+    """A column of the output, and what happened to it.
+
+    Attributes:
+        table: Label of the table that it comes from; empty for what comes from none.
+        source: As the sources call it.
+        read_as: What the sources hold; `type` is the Arrow type in the output.
+        absent: How many of the table's sources lack it (it is null there), of how many `sources`.
+        widened: Whether it needed a wider type than the samples showed.
+        cast: Whether it was cast because the user asked for that.
+    """
+
+    name: str
+    table: str
+    source: str
+    read_as: str
+    type: str
+    absent: int = 0
+    sources: int = 0
+    widened: bool = False
+    cast: bool = False
+
+    @property
+    def notable(self) -> bool:
+        """Whether there is more to tell of it than its type."""
+        return bool(self.absent or self.widened or self.cast)
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of a conversion.
 
     Attributes:
         accounts: One for each dataset, in the order of the output.
         tables_in: (compartment, rows read) pairs.
+        page: Path or URL of the HTML report; empty where there is none.
     """
 
     destination: str
@@ -555,6 +612,8 @@ class Report:
     chunks_reused: int
     seconds: float
     provenance: str = field(default="", repr=False)
+    columns: tuple[ReportColumn, ...] = field(default=(), repr=False)
+    page: str = ""
 
     @property
     def rows_in(self) -> int:

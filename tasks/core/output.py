@@ -7,14 +7,13 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from prefect_cytotable.tasks.core import report as reports
+from prefect_cytotable.tasks.core import formats
 from prefect_cytotable.tasks.core.errors import AccountError, ArgumentError, DestinationExistsError
+from prefect_cytotable.tasks.core.formats import Begun
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     Dataset,
+    Destination,
     Options,
     OutputFile,
     OutputTable,
@@ -24,10 +23,13 @@ from prefect_cytotable.tasks.core.model import (
     Report,
 )
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
+from prefect_cytotable.tasks.core.places.base import in_parallel
 from prefect_cytotable.tasks.core.places.files import TEMPORARY
-from prefect_cytotable.tasks.core.sinks.parquet import Ahead, write_whole
 from prefect_cytotable.tasks.core.sources.registry import DATABASES
 from prefect_cytotable.tasks.core.store import Store, discard, scratch, store_of
+
+ZARR_UPLOADS = 4
+"""Files of a zarr store that are uploaded at a time: they are many and small."""
 
 
 def check_destination(options: Options) -> None:
@@ -41,7 +43,7 @@ def check_destination(options: Options) -> None:
         _check_remote_destination(options)
         return
     destination = Path(options.destination)
-    overwrite, single = options.overwrite, options.join and options.concat
+    overwrite, single = options.overwrite, _is_one_file(options)
     if (
         not is_remote(options.source)
         and destination.exists()
@@ -52,14 +54,13 @@ def check_destination(options: Options) -> None:
         if single:
             raise DestinationExistsError(
                 f"{destination} is a folder; the joined table becomes one file. Name a file, for example "
-                f"{destination / 'cells.parquet'}."
+                f"{destination / f'cells{options.datatype.suffix}'}."
             )
         if not overwrite:
             raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
-        strangers = [path for path in destination.rglob("*") if not path.is_dir() and not _made_here(path)]
-        if strangers:
+        if stranger := next(formats.strangers(destination), None):
             raise DestinationExistsError(
-                f"{destination} holds files that this program did not make ({strangers[0].name}). Choose another."
+                f"{destination} holds files that this program did not make ({stranger.name}). Choose another."
             )
     elif os.path.lexists(destination) and not overwrite:
         raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
@@ -69,11 +70,20 @@ def check_destination(options: Options) -> None:
         raise ArgumentError(f"{destination}: its folder cannot be made ({error.strerror}).") from error
 
 
+def _is_one_table(options: Options) -> bool:
+    return options.join and options.concat
+
+
+def _is_one_file(options: Options) -> bool:
+    """Whether the output is one file, and not a folder."""
+    return _is_one_table(options) and options.datatype is not Destination.ZARR
+
+
 def _check_remote_destination(options: Options) -> None:
     destination, places = options.destination, Places(options.storage)
     if destination == options.source:
         raise ArgumentError(f"{destination}: source and destination are the same.")
-    if options.join and options.concat:
+    if _is_one_file(options):
         if not options.overwrite and places.entry(destination) is not None:
             raise DestinationExistsError(f"{destination} exists. Choose another, or replace it with overwrite=True.")
     elif first := next(_objects_below(places, destination), None):
@@ -90,24 +100,14 @@ def _objects_below(places: Places, folder: str) -> Iterator[Entry]:
         return
 
 
-def _made_here(path: Path) -> bool:
-    """Whether a file is a table that this program wrote."""
-    if path.suffix != ".parquet" or path.is_symlink():
-        return False
-    try:
-        return reports.is_metadata(pq.read_metadata(path).metadata)
-    except (pa.ArrowException, OSError):
-        return False
+def begin_output(plan: Plan) -> Begun | None:
+    """The output's file, or zarr store, to be filled while chunks are converted.
 
-
-def begin_output(plan: Plan) -> Ahead | None:
-    """The output's file, to be filled while chunks are converted.
-
-    None where the output is not one file, or its parts do not lie on this machine.
+    None where the output is not one table, or its parts do not lie on this machine.
     """
-    if not (plan.options.join and plan.options.concat) or is_remote(plan.options.work_dir):
+    if not _is_one_table(plan.options) or is_remote(plan.options.work_dir):
         return None
-    return Ahead(_temporary(plan))
+    return formats.begin(plan, plan.tables[0], _temporary(plan))
 
 
 def _temporary(plan: Plan) -> Path:
@@ -115,7 +115,7 @@ def _temporary(plan: Plan) -> Path:
 
 
 def write_output(
-    plan: Plan, results: Sequence[ChunkResult], report: Report, begun: Ahead | None = None
+    plan: Plan, results: Sequence[ChunkResult], report: Report, begun: Begun | None = None
 ) -> tuple[OutputFile, ...]:
     """Write the destination from the parts, in order; returns its files.
 
@@ -131,14 +131,14 @@ def write_output(
     try:
         copies.mkdir()
         store = store_of(plan.options)
-        if plan.options.join and plan.options.concat:
+        if _is_one_table(plan.options):
             parts = [part for result in results for part in result.parts]
             paths = [store.fetched(part, copies) for part in parts]
             files = [_file(plan, plan.tables[0], parts, paths, begun or temporary, destination, report)]
         else:
             files = list(_folder(plan, results, store, copies, temporary, report))
         if is_remote(destination):
-            _upload(plan.options, temporary, files)
+            _upload(plan.options, temporary)
         else:
             _into_place(plan.options, temporary, Path(destination))
     finally:
@@ -147,18 +147,23 @@ def write_output(
     return tuple(files)
 
 
-def _upload(options: Options, temporary: Path, files: list[OutputFile]) -> None:
+def _upload(options: Options, temporary: Path) -> None:
     """Bring the output into object storage; of several files all or none."""
     places = Places(options.storage)
     if temporary.is_file():
         places.upload(temporary, options.destination, overwrite=options.overwrite)
         return
     done: list[str] = []
+
+    def upload(file: Path) -> None:
+        path = f"{options.destination}/{file.relative_to(temporary).as_posix()}"
+        places.upload(file, path, overwrite=False)
+        done.append(path)
+
+    first, last = formats.in_upload_order(temporary)
     try:
-        for file in files:
-            relative = file.path.removeprefix(f"{options.destination}/")
-            places.upload(temporary / relative, file.path, overwrite=False)
-            done.append(file.path)
+        in_parallel(upload, first, ZARR_UPLOADS if options.datatype is Destination.ZARR else 1)
+        in_parallel(upload, last, 1)
     except BaseException:
         for path in done:
             places.remove(path)
@@ -170,13 +175,13 @@ def _file(
     table: OutputTable,
     parts: list[Part],
     paths: list[Path],
-    output: Path | Ahead,
+    output: Path | Begun,
     final: str,
     report: Report,
     source: str = "",
 ) -> OutputFile:
-    rows = write_whole(paths, table, reports.metadata(report), output)
-    written = output.path if isinstance(output, Ahead) else output
+    begun = formats.begin(plan, table, output) if isinstance(output, Path) else output
+    rows = formats.write(paths, table, report, begun)
     if rows != sum(part.rows for part in parts):
         raise AccountError(f"{final}: {rows} rows were written of {sum(part.rows for part in parts)}.")
     return OutputFile(
@@ -185,7 +190,7 @@ def _file(
         final,
         rows,
         len(table.columns),
-        written.stat().st_size,
+        formats.size_of(begun.path),
         source,
     )
 
@@ -195,21 +200,22 @@ def _folder(
 ) -> list[OutputFile]:
     """A file for each table, for each chunk, or for both."""
     temporary.mkdir()
+    suffix = plan.options.datatype.suffix
     places = {dataset.name: _place(dataset, plan.options.preset) for dataset in plan.datasets}
     files = []
     for table in plan.tables:
         parts = [part for result in results for part in result.parts if part.table == table.name]
         if plan.options.join:
-            groups = [(f"part-{number:05d}.parquet", [part]) for number, part in enumerate(parts)] or [
-                ("part-00000.parquet", [])
+            groups = [(f"part-{number:05d}{suffix}", [part]) for number, part in enumerate(parts)] or [
+                (f"part-00000{suffix}", [])
             ]
         elif plan.options.concat:
-            groups = [(f"{table.name}/{table.name}.parquet", parts)]
+            groups = [(f"{table.name}/{table.name}{suffix}", parts)]
         else:
             groups = [
-                (f"{table.name}/{_safe(part.dataset)}/{table.name}-{number:05d}.parquet", [part])
+                (f"{table.name}/{_safe(part.dataset)}/{table.name}-{number:05d}{suffix}", [part])
                 for number, part in enumerate(parts)
-            ] or [(f"{table.name}/{table.name}.parquet", [])]
+            ] or [(f"{table.name}/{table.name}{suffix}", [])]
         for name, group in groups:
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
 
+from prefect_cytotable.tasks.core import formats
 from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_bytes, workers_within
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
@@ -21,6 +23,7 @@ from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
     ColumnType,
+    Destination,
     Format,
     Gathered,
     Inspected,
@@ -32,8 +35,9 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.output import check_destination, restore_previous
 from prefect_cytotable.tasks.core.plan import check_disk
+from prefect_cytotable.tasks.core.report_page import with_page
 from prefect_cytotable.tasks.core.schema import widest
-from prefect_cytotable.tasks.core.store import Store, lock, scratch, store_at, store_of
+from prefect_cytotable.tasks.core.store import Store, in_use, lock, scratch, store_at, store_of
 from prefect_cytotable.tasks.core.work import PlanPlace
 
 
@@ -124,7 +128,7 @@ def run(options: Options, caller: Caller) -> Report:
     here = scratch(options)
     check_destination(options)
     made = not here.exists()
-    with lock(here, options.destination):
+    with lock(here, options.destination), _work_in_use(options):
         try:
             if restore_previous(options):
                 check_destination(options)
@@ -141,6 +145,11 @@ def run(options: Options, caller: Caller) -> Report:
         _clean(options)
     caller.publish(report)
     return report
+
+
+def _work_in_use(options: Options) -> AbstractContextManager[None]:
+    """The lock of a work folder that is not the destination's own."""
+    return nullcontext() if options.work_dir == str(scratch(options)) else in_use(options.work_dir)
 
 
 def _full(options: Options, error: OSError) -> DiskSpaceError:
@@ -207,7 +216,11 @@ def _converted(gathered: Gathered, options: Options, caller: Caller, store: Stor
         report = caller.report(plan, results)
     with marked("write"):
         files = caller.write(plan, results, report)
-    return replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    if options.keep_chunks:
+        store.drop_others({chunk.key for chunk in plan.chunks})
+    report = replace(report, files=files, seconds=round(time.perf_counter() - started, 2))
+    with marked("page"):
+        return with_page(plan, results, report)
 
 
 def _fitted(plan: Plan, caller: Caller) -> Plan:
@@ -217,7 +230,9 @@ def _fitted(plan: Plan, caller: Caller) -> Plan:
     databases = any(source.format is Format.DUCKDB for dataset in plan.datasets for source in dataset.sources)
     cache = DUCKDB_CACHE if databases else 0
     chunk = plan.memory + (cache if caller.processes else 0)
-    shared = 0 if caller.processes else cache
+    once, each = formats.encoding_memory(plan.options.datatype, plan.memory)
+    shared = once + (0 if caller.processes else cache)
+    chunk += each
     workers = workers_within(budget - shared, chunk, wanted, caller.processes, caller.orchestrated)
     memory = projected(chunk, workers, caller.processes, caller.orchestrated) + shared
     return replace(plan, workers=workers, memory=memory)
@@ -236,6 +251,7 @@ def _clean(options: Options) -> None:
     """Remove what only this run needed; kept parts stay."""
     if not options.keep_chunks:
         store_of(options).clear()
+        store_of(options).remove_if_unused()
     store_at(str(scratch(options)), ()).remove_if_unused()
 
 
@@ -265,6 +281,8 @@ def plan_lines(plan: Plan) -> list[str]:
         text.append(f"keys         {gathered.label(check.compartment)}: {check.finding}")
     for table in plan.tables:
         text.append(f"output       {table.name}: {len(table.columns):,} columns")
+    if plan.options.datatype is not Destination.PARQUET:
+        text.append(f"format       {plan.options.datatype.value}, {formats.storing(plan.options)}")
     for dataset in gathered.datasets[:20]:
         number = "" if dataset.table_number is None else f", TableNumber {dataset.table_number}"
         text.append(f"dataset      {dataset.name}{number}")

@@ -35,9 +35,11 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.naming import TABLE_NUMBER, column_rank
 from prefect_cytotable.tasks.core.places import Places, is_remote
+from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.schema import arrow_type, cast_type
 from prefect_cytotable.tasks.core.sources.base import Cut, Index
 from prefect_cytotable.tasks.core.sources.registry import reader_of
+from prefect_cytotable.tasks.core.steady import coarsened, steady_share
 
 PART_FORMAT = 2
 """Raised when the same slice and options make other parts than before; old parts then count for nothing."""
@@ -59,10 +61,12 @@ def plan(inspected: Inspected, options: Options) -> Plan:
         options = replace(options, query=queries.prepared(options.query, query_tables(inspected)))
         tables = (_query_output(inspected, options, with_table_number),)
     limit = chunk_bytes(options.memory_budget)
-    sizes = _sizes(inspected, options, limit)
-    limit = even_share(sum(one.memory for one in sizes), limit)
+    sized = coarsened(inspected) if options.keep_chunks else inspected
+    sizes = _sizes(sized, options, limit)
+    share = steady_share if options.keep_chunks else even_share
+    limit = share(sum(one.memory for one in sizes), limit)
     checks = _key_checks(inspected, options, sizes)
-    drafts = list(cut(inspected, options, sizes, limit))
+    drafts = list(cut(sized, options, sizes, limit))
     seed = _seed(inspected, options, tables, with_table_number)
     chunks = tuple(
         _chunk(number, slices, rows, memory, inspected, seed) for number, (slices, rows, memory) in enumerate(drafts)
@@ -229,7 +233,8 @@ def _chunk(number: int, slices: tuple[Slice, ...], rows: int, memory: int, inspe
     used = [(datasets[one.dataset], one) for one in slices]
     content = [(dataset.name, dataset.table_number, dataset.sources, replace(one, dataset=0)) for dataset, one in used]
     key = hashlib.sha256(seed + msgspec.json.encode(content)).hexdigest()[:32]
-    return Chunk(number, _name(inspected, used), key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
+    name = redact(_name(inspected, used))
+    return Chunk(number, name, key, slices, rows, int(memory * COPIES) + _text_bytes(inspected, used))
 
 
 def _text_bytes(inspected: Inspected, used: list[tuple[Dataset, Slice]]) -> int:

@@ -93,7 +93,7 @@ class Lines:
             f"chunks {self._done}/{self._chunks}, cells {self._rows_done:,}, {self._rows_done / seconds:,.0f} cells/s"
         )
         if 0 < self._done < self._chunks:
-            text += f", {_duration(seconds * (self._chunks - self._done) / self._done)} left"
+            text += f", {duration(seconds * (self._chunks - self._done) / self._done)} left"
         return text
 
     def _draw(self) -> None:
@@ -111,10 +111,10 @@ class Lines:
             self._stream.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Time for people.
 
-    >>> _duration(75), _duration(4000)
+    >>> duration(75), duration(4000)
     ('1 min 15 s', '1 h 6 min')
     """
     if seconds < 60:

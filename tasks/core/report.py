@@ -22,6 +22,8 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
+from prefect_cytotable.tasks.core.redact import redact
+from prefect_cytotable.tasks.core.report_tables import columns_of
 
 PRODUCER = "prefect-cytotable"
 LISTED_SOURCES = 200
@@ -61,6 +63,7 @@ def build(plan: Plan, results: Sequence[ChunkResult]) -> Report:
         chunks=len(results),
         chunks_reused=sum(result.reused for result in results),
         seconds=0.0,
+        columns=columns_of(plan),
     )
     return replace(report, provenance=provenance(plan, report))
 
@@ -170,7 +173,7 @@ def table(report: Report) -> list[dict[str, object]]:
     """The row account as the rows of a table: a line for each dataset, with its causes."""
     return [
         {
-            "dataset": one.dataset,
+            "dataset": redact(one.dataset),
             "rows in": one.rows_in,
             "rows out": one.rows_out,
             "dropped": "; ".join(f"{rows:,}: {cause.value}" for cause, rows in one.dropped) or "none",
@@ -203,13 +206,15 @@ def lines(report: Report) -> list[str]:
     if report.widened:
         names = ", ".join(f"{column} to {type_.value}" for _, column, type_ in report.widened[:3])
         text.append(f"note: {len(report.widened)} column(s) needed a wider type than sampled ({names})")
+    if report.page:
+        text.append(f"wrote {report.page}: this report with more, for a browser")
     for file in report.files[:6]:
         text.append(f"wrote {file.path}: {file.rows:,} rows x {file.columns:,} columns, {show_bytes(file.size)}")
     if len(report.files) > 6:
         text.append(f"wrote {len(report.files) - 6} more file(s)")
     reused = f", {report.chunks_reused} of them done before" if report.chunks_reused else ""
     text.append(f"{report.chunks} chunk(s){reused}, {report.seconds:.1f} s")
-    return text
+    return [redact(line) for line in text]
 
 
 def _skipped(one: Skipped) -> str:

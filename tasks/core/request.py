@@ -11,8 +11,18 @@ from pathlib import Path
 from prefect_cytotable.tasks.core.arguments import named_arguments as named_arguments
 from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
+from prefect_cytotable.tasks.core.formats import COMPRESSIONS, ZARR_FORMATS, check_packages
 from prefect_cytotable.tasks.core.layout import ALL_MODE, FILENAMES_MODE, METADATA_MODE, image_patterns
-from prefect_cytotable.tasks.core.model import IMAGE, Format, OnBadSource, Options, Preset, PresetRelation, Unmatched
+from prefect_cytotable.tasks.core.model import (
+    IMAGE,
+    Destination,
+    Format,
+    OnBadSource,
+    Options,
+    Preset,
+    PresetRelation,
+    Unmatched,
+)
 from prefect_cytotable.tasks.core.places import (
     StorageOptions,
     check_options_fit,
@@ -21,12 +31,11 @@ from prefect_cytotable.tasks.core.places import (
     is_remote,
 )
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
-from prefect_cytotable.tasks.core.presets import load_preset
+from prefect_cytotable.tasks.core.places.options import ADDRESS_OPTIONS, PATH_OPTIONS
+from prefect_cytotable.tasks.core.presets import TOML, load_preset
+from prefect_cytotable.tasks.core.roots import check_endpoint, check_file, check_path
 from prefect_cytotable.tasks.core.schema import check_casts
 from prefect_cytotable.tasks.core.store import neighbour, remote_neighbour, scratch_of
-
-DESTINATIONS = ("parquet",)
-"""What a conversion can write."""
 
 
 def make_options(
@@ -59,6 +68,10 @@ def make_options(
     relations: Mapping[str, str] | None,
     workers: int | None,
     storage_options: Mapping[str, object] | None = None,
+    html_report: bool = True,
+    compression: str | None = None,
+    zarr_format: int | None = None,
+    x_chunk_rows: int | None = None,
     shared_work: bool = False,
 ) -> Options:
     """The options of a conversion. See `prefect_cytotable.flows.convert` for the arguments.
@@ -69,8 +82,10 @@ def make_options(
     Raises:
         ArgumentError: An argument has a value that cannot be used.
         PresetError: There is no such preset.
+        MissingPackageError: A library that dest_datatype needs is not installed.
     """
-    _choice("dest_datatype", dest_datatype, DESTINATIONS)
+    datatype = Destination(_choice("dest_datatype", dest_datatype, list(Destination)))
+    _check_storing(datatype, compression, zarr_format, x_chunk_rows)
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise ArgumentError(f"chunk_size is {chunk_size!r}, not a positive number of rows.")
     if joins is not None and not join:
@@ -78,16 +93,17 @@ def make_options(
     for name, value in (("source_path", source_path), ("dest_path", dest_path)):
         if not str(value).strip():
             raise ArgumentError(f"{name} is empty.")
-    chosen = load_preset(preset)
-    effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
     storage = check_storage_options(storage_options)
     source, destination = _place(source_path), _place(dest_path)
+    check_places(source, destination, work_dir, preset, storage)
+    chosen = load_preset(preset)
+    effective = _effective(chosen, metadata, compartments, identifying_columns, page_keys)
     check_options_fit(storage, [source, destination, *([_place(work_dir)] if work_dir else [])])
     destination = destination if is_remote(destination) else str(Path(destination).absolute())
     return Options(
         source=source,
         destination=destination,
-        work_dir=_work_folder(work_dir, destination, storage, shared_work),
+        work_dir=work_folder(work_dir, destination, storage, shared_work),
         preset=effective,
         memory_budget=_budget(memory_budget),
         workers=_workers(workers),
@@ -110,7 +126,57 @@ def make_options(
         relations=_relations(relations, effective),
         required=tuple(one.lower() for one in _list("compartments", compartments or ())),
         storage=storage,
+        html_report=bool(html_report),
+        datatype=datatype,
+        compression=compression or "",
+        zarr_format=zarr_format or ZARR_FORMATS[0],
+        x_chunk_rows=x_chunk_rows or 0,
     )
+
+
+def _check_storing(datatype: Destination, compression: object, zarr_format: object, x_chunk_rows: object) -> None:
+    """Refuse ways of storing an AnnData that there are not, or that its format does not know."""
+    if compression is not None:
+        choices = COMPRESSIONS[datatype]
+        if not choices:
+            raise ArgumentError(f"compression is {compression!r}; it is for AnnData, not for dest_datatype='parquet'.")
+        if not isinstance(compression, str) or compression not in choices:
+            raise ArgumentError(
+                f"compression is {compression!r}; {datatype.value} knows {', '.join(map(repr, choices))}."
+            )
+    if zarr_format is not None:
+        if datatype is not Destination.ZARR:
+            raise ArgumentError(f"zarr_format was given, but dest_datatype is {datatype.value!r}.")
+        if isinstance(zarr_format, bool) or zarr_format not in ZARR_FORMATS:
+            raise ArgumentError(f"zarr_format is {zarr_format!r}, neither 2 nor 3.")
+    if x_chunk_rows is not None:
+        if datatype is Destination.PARQUET:
+            raise ArgumentError("x_chunk_rows was given, but dest_datatype is 'parquet'.")
+        if isinstance(x_chunk_rows, bool) or not isinstance(x_chunk_rows, int) or x_chunk_rows < 1:
+            raise ArgumentError(f"x_chunk_rows is {x_chunk_rows!r}, not a positive number of rows.")
+    check_packages(datatype)
+
+
+def check_places(
+    source: str, destination: str, work_dir: str | Path | None, preset: str | None, storage: StorageOptions
+) -> None:
+    """Refuse whatever lies outside the allowed roots, before anything of it is looked at.
+
+    Raises:
+        OutsideRootsError: A path, or the server of an address, is not allowed on this machine.
+    """
+    check_path("source_path", source)
+    check_path("dest_path", destination)
+    check_path("work_dir", None if work_dir is None else _place(work_dir))
+    if not is_remote(destination):
+        check_file("dest_path's hidden folder", neighbour(Path(destination).absolute()))
+    if preset is not None and preset.endswith(TOML):
+        check_file("preset", preset)
+    for name, value in storage:
+        if name in PATH_OPTIONS:
+            check_file(f"storage_options {name}", value)
+        elif name in ADDRESS_OPTIONS:
+            check_endpoint(f"storage_options {name}", value)
 
 
 def _place(value: str | Path) -> str:
@@ -144,7 +210,7 @@ def _image_columns(value: str | Sequence[str]) -> str | tuple[str, ...]:
     return texts
 
 
-def _work_folder(work_dir: str | Path | None, destination: str, storage: StorageOptions, shared: bool) -> str:
+def work_folder(work_dir: str | Path | None, destination: str, storage: StorageOptions, shared: bool) -> str:
     """A folder in `work_dir` that belongs to one destination: other runs and other files there are left alone."""
     if work_dir is None and not is_remote(destination):
         return str(neighbour(Path(destination)))

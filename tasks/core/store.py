@@ -9,12 +9,14 @@ so that a killed run leaves nothing that could be taken for done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +36,8 @@ except ImportError:  # pragma: no cover - Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 PLAN = "plan-"
+_RECORD = re.compile(r"[0-9a-f]{32}\.json")
+_KEY = re.compile(rb"[0-9a-f]{32}")
 
 # Made here, while one thread imports this module: where threads are the first to ask for a type at the same time,
 # msgspec crashes the process (0.22.0: 17 of 20 tries with eight threads).
@@ -107,6 +111,10 @@ class Store(Protocol):
 
     def clear(self) -> None:
         """Remove parts and records."""
+        ...
+
+    def drop_others(self, keys: Collection[str]) -> None:
+        """Remove the parts and records of chunks that are none of these: those of an earlier state of the sources."""
         ...
 
     def remove_if_unused(self) -> None:
@@ -214,6 +222,25 @@ class LocalStore:
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
+    def drop_others(self, keys: Collection[str]) -> None:
+        """Remove records whose chunks are none of these, with their parts and results; other files stay."""
+        if not self.records.is_dir():
+            return
+        old = {path.stem for path in self.records.iterdir() if _RECORD.fullmatch(path.name)} - set(keys)
+        if not old:
+            return
+        parts = [path for path in self.parts.iterdir() if path.name.partition("-")[0] in old]
+        for path in (*(self.records / f"{key}.json" for key in old), *parts, *self._results_with(old)):
+            discard(path)
+
+    def _results_with(self, keys: Collection[str]) -> list[Path]:
+        """What Prefect has kept of these chunks, alone or together with others."""
+        if not self.results.is_dir():
+            return []
+        wanted = {key.encode() for key in keys}
+        files = (path for path in self.results.iterdir() if path.is_file())
+        return [path for path in files if not wanted.isdisjoint(_KEY.findall(path.read_bytes()))]
+
     def remove_if_unused(self) -> None:
         """Remove the folder where it holds nothing but the lock and empty folders."""
         for inner in (self.parts, self.records, self.results):
@@ -297,6 +324,16 @@ class RemoteStore:
         for entry in self._entries():
             self.places.remove(entry.path)
 
+    def drop_others(self, keys: Collection[str]) -> None:
+        """Remove records whose chunks are none of these, with their parts; other objects stay."""
+        entries = {entry.path.removeprefix(f"{self.folder}/"): entry.path for entry in self._entries()}
+        records = [name.removeprefix("records/") for name in entries if name.startswith("records/")]
+        old = {name.removesuffix(".json") for name in records if _RECORD.fullmatch(name)} - set(keys)
+        for name, path in entries.items():
+            place, _, rest = name.partition("/")
+            if place in ("records", "parts") and rest.partition("-")[0].removesuffix(".json") in old:
+                self.places.remove(path)
+
     def remove_if_unused(self) -> None:
         """Nothing: a folder without objects does not exist."""
 
@@ -357,7 +394,41 @@ def lock(folder: Path, destination: str) -> Iterator[None]:
                     ) from error
             locked = _is_open(path, file.fileno())  # else a run that has just ended took the file away
             if locked:
+                os.utime(path)  # tells when the folder was last used
                 yield
+
+
+@contextlib.contextmanager
+def in_use(folder: str) -> Iterator[None]:
+    """Hold the lock of a work folder that lies elsewhere than its destination: nobody clears it meanwhile.
+
+    Object storage has no locks, and some shared file systems have none: there a folder in use looks like any other.
+
+    Raises:
+        DestinationBusyError: Somebody is clearing it, or another machine's run uses it.
+    """
+    with contextlib.ExitStack() as stack:
+        if not is_remote(folder):
+            try:
+                stack.enter_context(lock(Path(folder), folder))
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the lock of a folder. Nothing is made or changed."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_open(path: Path, descriptor: int) -> bool:

@@ -11,6 +11,7 @@ from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import ChunkResult, Gathered, Options, Plan
 from prefect_cytotable.tasks.core.places import Places
 from prefect_cytotable.tasks.core.retries import ATTEMPTS as ATTEMPTS
+from prefect_cytotable.tasks.core.retries import FIRST_DELAY as FIRST_DELAY
 from prefect_cytotable.tasks.core.retries import PlanPlace as PlanPlace
 from prefect_cytotable.tasks.core.retries import may_pass as may_pass
 from prefect_cytotable.tasks.core.retries import with_retries as with_retries

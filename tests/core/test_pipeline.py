@@ -54,7 +54,7 @@ def test_a_source_that_only_reading_shows_to_be_bad_is_skipped_or_an_error(tmp_p
     assert run(tmp_path / "plate", tmp_path / "out.parquet").num_rows == 28 * 2
     with pytest.raises(BadSourceError, match=r"18.Cytoplasm\.csv"):
         run(tmp_path / "plate", tmp_path / "strict.parquet", on_bad_source="error")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "plate"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.report.html", "plate"]
 
 
 def test_a_source_that_changes_while_it_is_read_is_an_error_and_no_output(

@@ -118,7 +118,7 @@ def test_interrupted_files_beside_the_destination_go_with_the_next_run(tmp_path:
     (folder / ".tmp-0123").write_text("half an output")
     (folder / "parts" / ".tmp-0123-x.parquet").write_text("half a part")
     run(write_csv(tmp_path / "plate", tables({1: 3})), tmp_path / "out.parquet")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "plate"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.report.html", "plate"]
 
 
 def test_the_second_run_to_a_destination_is_refused(tmp_path: Path, run) -> None:
@@ -200,3 +200,22 @@ def test_threads_that_read_a_plan_at_once_do_not_crash_the_process(tmp_path: Pat
     (tmp_path / "plan.json").write_text("{}")
     for _ in range(3):
         subprocess.run([sys.executable, "-c", FIRST, str(tmp_path / "plan.json")], check=True, timeout=60)
+
+
+def test_records_of_an_earlier_state_go_with_their_parts_and_results(store: LocalStore, done: ChunkResult) -> None:
+    old = "0123456789abcdef" * 2
+    (store.records / f"{old}.json").write_text("{}")
+    (store.parts / f"{old}-0.parquet").write_text("x")
+    (store.parts / "mine.parquet").write_text("x")
+    (store.records / "mine.json").write_text("x")
+    store.results.mkdir()
+    (store.results / old).write_text(f'{{"result": [{{"key": "{old}"}}]}}')
+    (store.results / "batch-of-two").write_text(f'[{{"key": "{done.key}"}}, {{"key": "{old}"}}]')
+    (store.results / "batch-of-one").write_text(f'[{{"key": "{done.key}"}}]')
+    store.drop_others({done.key})
+    assert store.load(done.key) is not None
+    assert sorted(path.name for path in store.results.iterdir()) == ["batch-of-one"]
+    assert (store.parts / "mine.parquet").exists()
+    assert (store.records / "mine.json").exists()
+    assert not list(store.parts.glob(f"{old}*"))
+    assert not list(store.records.glob(f"{old}*"))

@@ -368,12 +368,25 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 def test_help_lists_every_command() -> None:
     done = called("--help")
     assert done.returncode == 0
-    assert set(parsers()) == {"convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch"}
+    assert set(parsers()) == {
+        "convert",
+        "plan",
+        "presets",
+        "demo",
+        "server",
+        "serve",
+        "profile",
+        "memory",
+        "fetch",
+        "concat",
+    }
     for name in parsers():
         assert re.search(rf"^ +{name} +\S", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["convert", "plan", "presets", "demo", "server", "profile", "memory", "fetch"])
+@pytest.mark.parametrize(
+    "name", ["convert", "plan", "presets", "demo", "server", "serve", "profile", "memory", "fetch", "concat"]
+)
 def test_the_help_of_each_command_documents_each_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     done = called(name, "--help")

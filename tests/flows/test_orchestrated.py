@@ -311,6 +311,16 @@ def test_every_runner_gives_the_bytes_of_a_local_run(
     assert run.parameters["task_runner"] == ("given" if name == "object" else runner)
 
 
+def test_a_dask_cluster_gives_the_anndata_of_a_local_run(
+    here: Served, served: Served, plate: Path, tmp_path: Path, cluster: str
+) -> None:
+    made = {"preset": SQLITE, "chunk_size": ROWS}
+    with no_server(served), temporary_settings(restore_defaults={PREFECT_API_URL}):
+        local = convert(plate, tmp_path / "local.h5ad", "anndata_h5ad", **made)
+    path = convert(plate, "out.h5ad", "anndata_h5ad", task_runner=cluster, workers=2, **made)
+    assert Path(str(path)).read_bytes() == Path(str(local)).read_bytes()
+
+
 # --- done before --------------------------------------------------------------------------------------------
 
 
@@ -405,14 +415,6 @@ def test_new_and_changed_sources_leave_the_other_chunks_done(where: str, here: S
 
 # --- killed -------------------------------------------------------------------------------------------------
 
-KILLED = """
-import sys
-from prefect_cytotable.flows import convert
-convert(sys.argv[1], "out.parquet", preset=sys.argv[2], chunk_size=int(sys.argv[3]), task_runner=sys.argv[4],
-        workers=2, work_dir="work")
-"""
-
-
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -420,50 +422,6 @@ from prefect_cytotable.flows.cli import main
 if __name__ == "__main__":
     sys.exit(main())
 """
-
-
-@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
-def test_a_killed_run_goes_on_where_it_stopped(
-    runner: str, here: Served, plate: Path, names: list[str], undisturbed: bytes, tmp_path: Path, ear: Ear
-) -> None:
-    log = here.folder / f"killed-{runner}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(plate), SQLITE, str(ROWS), runner],
-            cwd=tmp_path,
-            env=here.variables(PREFECT_API_URL=here.url),
-            stderr=file,
-        )
-    records = tmp_path / "work"
-
-    def done_chunks() -> set[str]:
-        return {path.stem for path in records.glob("*/records/*.json") if not path.name.startswith(".")}
-
-    until(lambda: len(done_chunks()) >= 2 or process.poll() is not None, pause=0.005)
-    assert process.poll() is None, f"it ended before it could be killed:\n{log.read_text()}"
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=SECONDS)
-    assert bool(children) is (runner != "concurrent")
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
-    done = done_chunks()
-    assert 2 <= len(done) < len(names)
-    assert not (tmp_path / "out.parquet").exists()
-
-    path = convert(
-        plate,
-        "out.parquet",
-        preset=SQLITE,
-        chunk_size=ROWS,
-        task_runner=runner,
-        workers=2,
-        work_dir="work",
-        progress=ear,
-    )
-    assert Path(str(path)).read_bytes() == undisturbed
-    assert reused(ear) == done
-    assert listing(tmp_path) == ["out.parquet", "work"]
 
 
 def test_a_worker_that_is_killed_costs_its_chunks_alone(
@@ -567,7 +525,7 @@ def test_inside_an_event_loop(where: str, here: Served, plate: Path, undisturbed
     found = here.client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     )
-    assert [one.key for one in found] == ["row-account"]
+    assert {one.key for one in found} == {"conversion-progress", "conversion-report", "row-account", "schema"}
 
 
 # --- failures -----------------------------------------------------------------------------------------------
@@ -859,7 +817,10 @@ def test_dask_without_a_server_starts_one_for_the_run(
 
 
 def test_a_server_for_one_run_has_time_to_start() -> None:
-    with session.connected(None):
+    with session.connected(None, elsewhere=True):
         assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == session.EPHEMERAL_SECONDS
-    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 30}), session.connected(None):
+    with (
+        temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 30}),
+        session.connected(None, elsewhere=True),
+    ):
         assert PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value() == 30  # what the user says stands

@@ -167,7 +167,7 @@ def test_the_report_in_lines(sites: Path, out: Path, ear: Ear) -> None:
 
 def test_a_clean_run_has_little_to_say(sites: Path, out: Path, ear: Ear) -> None:
     convert(sites, out, progress=ear)
-    assert [line.split(" ")[0] for line in ear.said] == ["No", "rows:", "wrote", "1"]
+    assert [line.split(" ")[0] for line in ear.said] == ["No", "rows:", "wrote", "wrote", "1"]
 
 
 def test_images_with_other_counts_than_the_image_table_tells_are_noted(sites: Path, out: Path, ear: Ear) -> None:

@@ -32,7 +32,8 @@ def test_parts_that_another_run_keeps_there_stay(run: Run, plates: list[Path], t
 
 def test_without_kept_parts_nothing_stays_there(run: Run, plates: list[Path], tmp_path: Path) -> None:
     run(plates[0], tmp_path / "one.parquet", work_dir=tmp_path / "work")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "plate1", "plate2", "work"]
+    names = ["one.parquet", "one.report.html", "plate1", "plate2", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert not list((tmp_path / "work").iterdir())
 
 

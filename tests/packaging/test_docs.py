@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cytotable.flows import cli, convert, fetch_obs
+from prefect_cytotable.flows import cli, convert, fetch_obs, reprocess
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
 from prefect_cytotable.tasks.core.model import Cause, Preset
 from prefect_cytotable.tasks.core.naming import Namer, label_of
@@ -29,7 +29,10 @@ DOCUMENTS = sorted(
     [README, ROOT / "CHANGELOG.md", *(ROOT / one / "README.md" for one in ("deployments", "benchmarks"))]
 )
 DOCUMENTS += sorted(PAGES.rglob("*.md"))
-COMMANDS = ("convert", "plan", "fetch", "presets", "demo", "server", "profile", "memory")
+COMMANDS = (
+    *("convert", "plan", "reprocess", "cache", "concat", "fetch", "presets", "demo"),
+    *("server", "serve", "profile", "memory"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ def test_every_option_is_documented_and_no_other(
     assert all(everywhere <= one for one in found.values())
     assert documented("convert and plan") == found["plan"] - everywhere
     assert documented("convert alone") == found["convert"] - found["plan"]
-    for one in ("server", "profile", "memory"):
+    for one in ("cache", "server", "serve", "profile", "memory"):
         assert documented(one) == found[one] - everywhere
+    assert documented("reprocess") == found["reprocess"] - found["plan"]
     assert documented("Options", "fetch.md") == found["fetch"] - everywhere
     assert found["presets"] == found["demo"] == everywhere
 
@@ -141,6 +145,14 @@ def test_options_have_the_arguments_that_they_are_said_to_have() -> None:
     arguments = {name for row in table for name in quoted(row[1])}
     assert len(arguments) == len(table)
     assert arguments <= set(inspect.signature(convert).parameters)
+
+
+def test_options_of_reprocess_have_the_arguments_and_defaults_that_they_are_said_to_have() -> None:
+    parameters = inspect.signature(reprocess).parameters
+    for row in [row for row in rows(PAGES / "command-line.md", "reprocess") if row[0].startswith("`") and row[1]]:
+        (name,) = quoted(row[1])
+        if found := re.search(r"Default `?([^`.]+)`?\.|`([^`]+)` \(default\)", row[2]):
+            assert (found[1] or found[2]) in (str(parameters[name].default), "all"), name
 
 
 def test_options_of_fetch_have_the_arguments_and_defaults_that_they_are_said_to_have() -> None:
@@ -168,7 +180,7 @@ def test_options_of_the_study_name_options_that_are_there() -> None:
 def test_readme_options_are_documented() -> None:
     shown = set(re.findall(r"`(--[a-z][a-z-]*[a-z])", README.read_text(encoding="utf-8")))
     known = documented("convert and plan") | documented("convert alone")
-    known |= {option for one in ("server", "profile", "memory") for option in documented(one)}
+    known |= {option for one in ("reprocess", "cache", "server", "profile", "memory") for option in documented(one)}
     known |= documented("Options", "fetch.md")
     assert shown <= known
 

@@ -64,11 +64,12 @@ def test_every_module_and_preset_is_there(names: set[str]) -> None:
         f"prefect_cytotable/{path.relative_to(ROOT).as_posix()}"
         for folder in ("flows", "tasks")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".toml") or path.name == "py.typed"
+        if path.suffix in (".py", ".toml", ".css", ".js") or path.name == "py.typed"
     }
     assert {
         "prefect_cytotable/flows/py.typed",
         "prefect_cytotable/tasks/py.typed",
+        "prefect_cytotable/tasks/core/html/page.css",
         "prefect_cytotable/tasks/core/presets/cellprofiler_csv.toml",
         "prefect_cytotable/tasks/core/sinks/parquet.py",
         "prefect_cytotable/tasks/core/sources/sqlite.py",

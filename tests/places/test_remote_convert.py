@@ -98,7 +98,8 @@ def test_sites_from_and_to_object_storage(remote: Converter, bucket: Bucket, cac
     remote(bucket.url("data/plate"), tmp_path / "here.parquet", chunk_size=ROWS)
     assert pq.read_table(tmp_path / "here.parquet").equals(pq.read_table(local))
     assert left(cache) == []
-    assert [key for key in keys(bucket) if not key.startswith("data/")] == ["out/cells.parquet"]
+    made = [key for key in keys(bucket) if not key.startswith("data/")]
+    assert made == ["out/cells.parquet", "out/cells.report.html"]
 
 
 def test_parts_in_object_storage(remote: Converter, bucket: Bucket, cache: Path, tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_profiles_of_flow_runs_are_their_artifacts(
         (flow_run,) = made.flow_runs
         assert f"/flow-run/{flow_run}" in text
         found = artifacts(client, flow_run)
-        assert set(found) == {"row-account", "memory-profile", "memory-allocations"}
+        ours = {"conversion-progress", "conversion-report", "row-account", "schema"}
+        assert set(found) == {*ours, "memory-profile", "memory-allocations"}
         assert found["memory-profile"].type == "markdown"
         assert found["memory-profile"].data == (Path(name) / report.MARKDOWN).read_text()
         assert found["memory-allocations"].type == "table"

@@ -15,6 +15,7 @@ from prefect_cytotable.tasks.core.memory import flamegraph, report, tracking
 from prefect_cytotable.tasks.core.memory.model import Profile, Profiling
 from prefect_cytotable.tasks.core.memory.reading import Traced
 from prefect_cytotable.tasks.core.places.files import TEMPORARY
+from prefect_cytotable.tasks.core.roots import check_file
 from prefect_cytotable.tasks.core.store import discard
 
 if sys.platform != "win32":  # where there is no memray either, which is told first
@@ -70,8 +71,10 @@ def space(how: Profiling) -> Iterator[Space]:
 
     Raises:
         ArgumentError: The folder has no name.
+        OutsideRootsError: It lies outside the allowed roots.
         DestinationExistsError: There is something that may not be replaced.
     """
+    check_file("profile", how.folder)
     if not how.folder.strip():
         raise ArgumentError("The folder of the profile is empty.")
     destination = Path(how.folder).expanduser().absolute()

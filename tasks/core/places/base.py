@@ -51,6 +51,10 @@ THREADS = 4
 """Parts or ranges of one file that are under way at once."""
 
 
+OUTSIDE = "outside"
+"""The mark of a link that leads out of the allowed roots."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file or an object.
@@ -59,7 +63,8 @@ class Entry:
         path: As `Places` takes it.
         size: Bytes.
         modified: Nanoseconds since 1970.
-        mark: What changes with the content: ETag (S3, Azure) or generation (Google); empty for a local file.
+        mark: What changes with the content: ETag (S3, Azure) or generation (Google); empty for a local file, and
+            `OUTSIDE` for a link out of the allowed roots, which is not followed.
     """
 
     path: str

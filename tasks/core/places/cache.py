@@ -37,6 +37,7 @@ RESERVE = 64 << 20
 
 _DIGITS = 32
 _OURS = re.compile(rf"[0-9a-f]{{{_DIGITS}}}(-.*{PARTIAL}|{LOCK})", re.DOTALL)
+_COPY = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-.+", re.DOTALL)
 _LONGEST_NAME = 180
 
 
@@ -93,6 +94,19 @@ def sweep(folder: Path) -> None:
         with _lock(_lock_path(path), wait=False) as held:
             if held and path.name.endswith(PARTIAL):
                 path.unlink(missing_ok=True)
+
+
+def copies(folder: Path) -> list[Path]:
+    """The whole copies in a cache folder, and what SQLite put beside them; other files are none of ours."""
+    try:
+        found = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [
+        path
+        for path in found
+        if _COPY.fullmatch(path.name) and not path.name.endswith(PARTIAL) and path.is_file() and not path.is_symlink()
+    ]
 
 
 def _under_way(folder: Path) -> list[Path]:

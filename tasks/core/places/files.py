@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prefect_cytotable.tasks.core.errors import SourceChangedError, SourceNotFoundError
-from prefect_cytotable.tasks.core.places.base import Entry, taken
+from prefect_cytotable.tasks.core.places.base import OUTSIDE, Entry, taken
 from prefect_cytotable.tasks.core.places.errors import PlaceDeniedError
+from prefect_cytotable.tasks.core.roots import leads_out
 
 WORK_SUFFIX = ".prefect-cytotable"
 """Ending of the hidden folders in which runs keep their parts; never searched for sources."""
@@ -27,7 +28,8 @@ TEMPORARY = ".tmp-"
 def walk(root: Path) -> Iterator[Entry]:
     """Every file below `root`, or `root` itself where it is a file; folders that are symlinks included, each once.
 
-    Files of one folder come in the order of their names; what vanishes meanwhile is left out.
+    A link that leads out of the allowed roots is told, and not followed. Files of one folder come in the order of their
+    names; what vanishes meanwhile is left out.
     """
     if not root.is_dir():
         if root.is_file():
@@ -45,7 +47,9 @@ def walk(root: Path) -> Iterator[Entry]:
             for entry in sorted(entries, key=lambda one: one.name):
                 if _leads_nowhere(entry):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink() and leads_out(entry.path):
+                    yield Entry(str(folder / entry.name), 0, 0, OUTSIDE)
+                elif entry.is_dir():
                     if not entry.name.endswith(WORK_SUFFIX):
                         waiting.append(folder / entry.name)
                 elif entry.is_file() and not entry.name.startswith(APPLE_DOUBLE):

@@ -31,8 +31,8 @@ _USES: dict[str, tuple[str, ...]] = {
 }
 _SYNONYMS = {"profile_name": "profile", "region_name": "region"}
 _SWITCHES = ("anonymous", "no_sign_request")
-_ADDRESSES = ("account_url", "endpoint_url")
-_PATHS = ("application_credentials", LOCAL_CACHE_DIR)
+ADDRESS_OPTIONS = ("account_url", "endpoint_url")
+PATH_OPTIONS = ("application_credentials", LOCAL_CACHE_DIR)
 _STYLES = ("auto", "path", "virtual")
 
 _SECRET = re.compile(
@@ -136,9 +136,9 @@ def _text(name: str, value: object) -> str:
         raise ArgumentError(f"storage_options {name} holds a secret. {WHERE_SECRETS_BELONG}")
     if any(ord(one) < 32 for one in text):
         raise ArgumentError(f"storage_options {name} has a control character in it.")
-    if name in _ADDRESSES and text:
+    if name in ADDRESS_OPTIONS and text:
         return _address(name, text)
-    if name in _PATHS and text:
+    if name in PATH_OPTIONS and text:
         return str(Path(text).expanduser().absolute())
     if name == "addressing_style" and text and text not in _STYLES:
         raise ArgumentError(f"storage_options addressing_style must be one of: {', '.join(_STYLES)}.")

@@ -16,6 +16,9 @@ from typing import Any
 from prefect_cytotable.tasks.core.errors import PresetError, nearest
 from prefect_cytotable.tasks.core.model import ANY_TABLE, IMAGE, Format, Preset, PresetRelation
 
+TOML = ".toml"
+"""How the name of a user's preset ends, which is then the path of a file."""
+
 _FIELDS: dict[str, type] = {
     "title": str,
     "format": str,
@@ -62,7 +65,7 @@ def load_preset(name: str | None) -> Preset:
     """
     if name is None:
         return _WITHOUT
-    if name.endswith(".toml"):
+    if name.endswith(TOML):
         path = Path(name)
         if not path.is_file():
             raise PresetError(f"{name}: there is no such preset file.")

@@ -6,14 +6,16 @@ The only module that imports TileDB-SOMA, and it does so inside functions: it is
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from prefect_cytotable.tasks.core.budget import max_threads
 from prefect_cytotable.tasks.core.errors import CytotableError, LayoutError, SourceNotFoundError, nearest
+from prefect_cytotable.tasks.core.roots import allowed_roots, check_file, check_path
 from prefect_cytotable.tasks.core.soma.errors import (
     SomaBudgetError,
     SomaMissingError,
@@ -61,9 +63,39 @@ def find(options: FetchOptions) -> Place:
         settings = CENSUS_SETTINGS if urlsplit(uri).netloc == CENSUS_BUCKET else ()
         if "://" not in uri and not Path(uri).exists():
             raise SourceNotFoundError(f"{uri}: there is nothing. Give the folder or the URI of a SOMA experiment.")
+    check_links(uri)
     now = time.time_ns() // 1_000_000
     with _told(uri), soma.open(uri, context=_context(settings), tiledb_timestamp=now) as root:
         return Place(_axis(root, options).uri, settings, now)
+
+
+def check_links(uri: str) -> None:
+    """Refuse a local store with a link that leads out of the allowed roots, where there are some.
+
+    Raises:
+        OutsideRootsError: A link does.
+    """
+    if "://" in uri or allowed_roots() is None:
+        return
+    for folder, folders, files in os.walk(uri):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                check_file("a link in source_path", path)
+
+
+def check_member(uri: str) -> None:
+    """Refuse a member of a collection that lies outside the allowed roots: a collection can name any address.
+
+    Raises:
+        OutsideRootsError: It does.
+    """
+    if not uri.startswith("file://"):
+        check_path("a member of source_path", uri)
+        return
+    path = uri.removeprefix("file://")
+    for one in {path, unquote(path)}:
+        check_file("a member of source_path", one)
 
 
 def _census(version: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -107,6 +139,7 @@ def _axis(root: Any, options: FetchOptions) -> Any:
             found = _member(measurements, options.measurement, "measurement", root.uri)
     if isinstance(found, soma.Measurement):
         found = _member(found, options.axis.value, "axis", root.uri)
+    check_member(found.uri)
     if not isinstance(found, soma.DataFrame):
         raise LayoutError(
             f"{root.uri} is a {type(found).__name__}, not a SOMA experiment. Give the experiment, or one of its data "
@@ -120,7 +153,9 @@ def _member(collection: Any, name: str, what: str, uri: str) -> Any:
         known = list(collection.keys())
         hint = nearest(name, known) if known else "It is empty."
         raise LayoutError(f"{uri} has no {what} {name!r}. {hint}")
-    return collection[name]
+    member = collection[name]
+    check_member(member.uri)
+    return member
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.retries import PlanPlace
 from prefect_cytotable.tasks.core.soma.model import JOINID, Axis, Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.work import save_plan
-from prefect_cytotable.tasks.core.store import LocalStore, lock
+from prefect_cytotable.tasks.core.store import LocalStore, in_use, lock
 
 
 class FetchCaller(Protocol):
@@ -53,7 +54,8 @@ def run(options: FetchOptions, caller: FetchCaller) -> Fetched:
     """
     here, store = LocalStore(options.scratch), LocalStore(options.work_dir)
     check_destination(options)
-    with lock(Path(here.folder), options.destination):
+    work = nullcontext() if store.folder == here.folder else in_use(store.folder)
+    with lock(Path(here.folder), options.destination), work:
         try:
             fetched = _run(options, caller, store)
         except BaseException as error:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from prefect_cytotable.tasks.core.budget import max_threads, parse_bytes
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
+from prefect_cytotable.tasks.core.roots import check_file, check_path
 from prefect_cytotable.tasks.core.soma.filters import columns_of
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME, Axis, FetchOptions, TableFormat
+from prefect_cytotable.tasks.core.soma.opening import CENSUS_BUCKET
 from prefect_cytotable.tasks.core.store import neighbour
 
 SUFFIXES = {
@@ -51,6 +53,9 @@ def make_fetch_options(
     for name, place in (("dest_path", str(dest_path)), ("work_dir", str(work_dir))):
         if "://" in place:
             raise ArgumentError(f"{name} is {place!r}; a fetch writes local files only.")
+    for name, place_given in (("source_path", _rooted(str(source_path).strip())), ("dest_path", dest_path)):
+        check_path(name, place_given)
+    check_file("work_dir", work_dir)
     for name, number in (("chunk_size", chunk_size), ("workers", workers)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ArgumentError(f"{name} is {number!r}, not a positive number.")
@@ -63,6 +68,9 @@ def make_fetch_options(
     if value_filter:
         columns_of(value_filter)
     destination = Path(dest_path).expanduser().absolute()
+    check_file("dest_path's hidden folder", neighbour(destination))
+    if var_joinids:
+        check_file("dest_path's file of joinids", var_destination(destination))
     return FetchOptions(
         source=_source(source_path),
         destination=str(destination),
@@ -108,6 +116,11 @@ def _source(source: str | Path) -> str:
             raise ArgumentError("source_path names no version of the Census. Write census:stable or census:2024-07-01.")
         return text
     return str(Path(text).expanduser().absolute())
+
+
+def _rooted(source: str) -> str:
+    """What stands in the allowed roots for a source: the Census lies in a bucket of its own."""
+    return f"s3://{CENSUS_BUCKET}" if source.startswith(CENSUS_SCHEME) and "://" not in source else source
 
 
 def _format(dest_datatype: str | None, destination: Path) -> TableFormat:

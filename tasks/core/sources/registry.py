@@ -62,9 +62,9 @@ def suffix_of(path: str, formats: tuple[Format, ...]) -> tuple[Format, str] | No
 
 
 def fingerprint_of(format_: Format, entry: Entry) -> Fingerprint:
-    """What tells that a file was changed."""
+    """What tells that a file was changed; of an object its mark, whatever its date."""
     if is_remote(entry.path) or format_ not in DATABASES:
-        return Fingerprint(entry.size, entry.modified, entry.mark)
+        return Fingerprint(entry.size, 0 if entry.mark else entry.modified, entry.mark)
     if format_ is Format.SQLITE:
         return sqlite_file.fingerprint(Path(entry.path))
     return Fingerprint(entry.size, entry.modified, _log(Path(entry.path)))

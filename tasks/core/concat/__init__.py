@@ -1,0 +1,1 @@
+"""Concatenation of AnnData files on disk: plan, annotations, blocks of the large arrays. Never imports Prefect."""

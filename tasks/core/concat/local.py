@@ -1,0 +1,98 @@
+"""A concatenation without a server: the stages in this process, the blocks on threads or processes of our own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from prefect_cytotable.tasks.core.concat import pipeline
+from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobResult, Layout, Options, Plan
+from prefect_cytotable.tasks.core.concat.plan import plan_concat
+from prefect_cytotable.tasks.core.concat.prepare import prepare
+from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
+from prefect_cytotable.tasks.core.concat.request import Merges
+from prefect_cytotable.tasks.core.concat.work import write_job_with_retries
+from prefect_cytotable.tasks.core.errors import WorkerDiedError
+from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
+from prefect_cytotable.tasks.core.processes import end_with_run
+
+
+class LocalCaller:
+    """Calls the stages plainly."""
+
+    orchestrated = False
+
+    def __init__(self, runner: Runner, progress: ConcatProgress) -> None:
+        self._runner, self._progress = runner, progress
+        self.processes = runner is Runner.PROCESS
+
+    def look(self, options: Options) -> tuple[Input, ...]:
+        """Stage 1."""
+        return pipeline.look_at_all(options)
+
+    def plan(self, inputs: tuple[Input, ...], options: Options) -> Plan:
+        """Stage 2."""
+        return plan_concat(inputs, options, self.processes, self.orchestrated)
+
+    def prepare(self, plan: Plan, merges: Merges, folder: Path) -> Layout:
+        """Stage 3."""
+        return prepare(plan, merges, folder)
+
+    def write(self, layout: Layout, workers: int) -> list[JobResult]:
+        """Stage 4 for every block."""
+        self._progress.start(len(layout.jobs), sum(job.size for job in layout.jobs))
+        results: dict[int, JobResult] = {}
+        try:
+            for result in self._results(layout, workers, results):
+                results[result.number] = result
+                self._progress.advance(result)
+        finally:
+            self._progress.finish()
+        return [results[job.number] for job in layout.jobs]
+
+    def _results(self, layout: Layout, workers: int, done: dict[int, JobResult]) -> Iterator[JobResult]:
+        sequential = self._runner is Runner.SEQUENTIAL or (workers == 1 and not self.processes)
+        if sequential or len(layout.jobs) <= 1:
+            for job in layout.jobs:
+                yield write_job_with_retries(layout.folder, job.number)
+            return
+        for attempt in range(1, POOL_ATTEMPTS + 1):
+            waiting = [job.number for job in layout.jobs if job.number not in done]
+            try:
+                yield from _pooled(self._pool(workers), layout.folder, waiting)
+                return
+            except BrokenProcessPool as error:
+                if attempt == POOL_ATTEMPTS:
+                    raise WorkerDiedError.after(attempt) from error
+                self._progress.say(WorkerDiedError.AGAIN)
+
+    def _pool(self, workers: int) -> Executor:
+        if not self.processes:
+            return ThreadPoolExecutor(workers, thread_name_prefix="block")
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
+
+    def finish(self, plan: Plan, layout: Layout, results: list[JobResult]) -> int:
+        """Stage 5."""
+        return pipeline.put_in_place(plan, layout, results)
+
+    def publish(self, plan: Plan, report: ConcatReport) -> None:
+        """Tell the report."""
+        for line in pipeline.report_lines(report):
+            self._progress.say(line)
+
+    def say(self, text: str) -> None:
+        """Tell the user something."""
+        self._progress.say(text)
+
+
+def _pooled(pool: Executor, folder: str, numbers: list[int]) -> Iterator[JobResult]:
+    """Results as they are done; after a failure nothing new is begun."""
+    try:
+        futures: list[Future[JobResult]] = [pool.submit(write_job_with_retries, folder, number) for number in numbers]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
