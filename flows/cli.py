@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_reprocess, cli_serve
-from prefect_cytotable.flows.convert import convert, plan
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
     CytotableError,
@@ -24,8 +23,6 @@ from prefect_cytotable.tasks.core.errors import (
     nearest,
 )
 from prefect_cytotable.tasks.core.model import Destination, Format
-from prefect_cytotable.tasks.core.pipeline import plan_lines
-from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text
 from prefect_cytotable.tasks.core.progress import Lines, Silent
 from prefect_cytotable.tasks.core.roots import check_file
 
@@ -294,17 +291,24 @@ def _pairs(name: str, texts: list[str] | None) -> dict[str, str] | None:
 
 
 def _convert(given: argparse.Namespace) -> int:
+    from prefect_cytotable.flows.convert import convert  # the readers of its sources: other commands need none of it
+
     progress = Silent() if given.quiet else Lines()
     convert(given.source, given.destination, overwrite=given.overwrite, progress=progress, **_arguments(given))
     return 0
 
 
 def _plan(given: argparse.Namespace) -> int:
+    from prefect_cytotable.flows.convert import plan  # as above
+    from prefect_cytotable.tasks.core.pipeline import plan_lines
+
     print("\n".join(plan_lines(plan(given.source, given.destination, **_arguments(given)))))
     return 0
 
 
 def _presets(given: argparse.Namespace) -> int:
+    from prefect_cytotable.tasks.core.presets import load_preset, preset_names, preset_text  # as above
+
     if given.name:
         print(preset_text(given.name), end="")
         return 0

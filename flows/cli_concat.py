@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect_cytotable.flows.concat import concat, plan_concat
 from prefect_cytotable.tasks.core.concat.model import Merge
 from prefect_cytotable.tasks.core.concat.progress import BlockLines, SilentBlocks
 from prefect_cytotable.tasks.core.concat.request import MAX_LOADED_ELEMS
@@ -60,6 +59,8 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
 
 
 def _concat(given: argparse.Namespace) -> int:
+    from prefect_cytotable.flows.concat import concat, plan_concat  # other commands need none of it
+
     given.source = next(
         (path for path in given.in_files if not is_remote(path) and not Path(path).exists()), "."
     )  # a missing one is named

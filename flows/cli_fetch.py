@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable
 from typing import Any
 
 from prefect_cytotable.flows.fetch import fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.progress import Lines, Silent
-from prefect_cytotable.tasks.core.soma.memory import give_back_soon
+from prefect_cytotable.tasks.core.soma.memory import reuse_memory
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME
 
 HELP = "Fetch obs or var of a SOMA experiment, such as the CELLxGENE Census, to one file."
@@ -70,7 +71,7 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
 
 
 def _fetch(given: argparse.Namespace) -> int:
-    give_back_soon()
+    reuse_memory()
     source = given.source
     if given.census_version:
         if source:
@@ -79,5 +80,8 @@ def _fetch(given: argparse.Namespace) -> int:
     if not source:
         raise ArgumentError("No source was given. Name an experiment before the destination, or use --census-version.")
     progress = Silent() if given.quiet else Lines()
-    fetch_obs(source, given.destination, progress=progress, **{name: getattr(given, name) for name in NAMES})
+    try:
+        fetch_obs(source, given.destination, progress=progress, **{name: getattr(given, name) for name in NAMES})
+    finally:
+        gc.freeze()  # at its end the interpreter would look through all that was imported, several times: 0.1 s
     return 0

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect_cytotable.flows.reprocess import reprocess
 from prefect_cytotable.tasks.core import kept
 from prefect_cytotable.tasks.core.budget import parse_bytes, show_bytes
 from prefect_cytotable.tasks.core.durations import parse_seconds, show_seconds
@@ -89,6 +88,8 @@ def _run(given: argparse.Namespace) -> int:
         "dry_run",
     )
     more = {name: getattr(given, name) for name in names}
+    from prefect_cytotable.flows.reprocess import reprocess  # other commands need none of it
+
     reprocess(given.source, given.destination, options=arguments, progress=progress, **own, **more)
     return 0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.tasks.core.errors import CytotableError
-from prefect_cytotable.tasks.core.local import Runner
+from prefect_cytotable.tasks.core.runner import Runner
 
 if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner

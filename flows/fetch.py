@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows import fetching
+from prefect_cytotable.tasks.core.arguments import named_arguments
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
-from prefect_cytotable.tasks.core.request import named_arguments
 from prefect_cytotable.tasks.core.soma.model import Fetched
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from prefect_cytotable.flows.running import (
     orchestration,
     profiled_if,
 )
-from prefect_cytotable.tasks.core.local import Runner
 from prefect_cytotable.tasks.core.progress import Progress, Silent
+from prefect_cytotable.tasks.core.runner import Runner
 from prefect_cytotable.tasks.core.soma import pipeline
 from prefect_cytotable.tasks.core.soma.local import LocalFetcher
 from prefect_cytotable.tasks.core.soma.memory import system_memory

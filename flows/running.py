@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows.clusters import RUNNERS
 from prefect_cytotable.flows.connection import Connection, Origin, configured_api_url
-from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core.errors import ArgumentError, nearest
-from prefect_cytotable.tasks.core.local import LocalCaller, Runner
 from prefect_cytotable.tasks.core.memory.model import Profiling
-from prefect_cytotable.tasks.core.model import Plan
 from prefect_cytotable.tasks.core.progress import Progress, Silent
-from prefect_cytotable.tasks.core.request import make_options
-from prefect_cytotable.tasks.core.returned import Returned, returned
 from prefect_cytotable.tasks.core.roots import check_endpoint
+from prefect_cytotable.tasks.core.runner import Runner
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
+
+    from prefect_cytotable.tasks.core.model import Plan
+    from prefect_cytotable.tasks.core.returned import Returned
 
 Profile = str | Path | Profiling | Mapping[str, Any]
 """What ``profile=`` can be."""
@@ -45,6 +44,11 @@ class Orchestration(StrEnum):
 
 def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progress: Progress | None) -> Returned:
     """Run `prefect_cytotable.flows.convert` with its arguments, locally or as a flow run."""
+    from prefect_cytotable.tasks.core import pipeline  # what a conversion needs, a fetch does not wait for
+    from prefect_cytotable.tasks.core.local import LocalCaller
+    from prefect_cytotable.tasks.core.request import make_options
+    from prefect_cytotable.tasks.core.returned import returned
+
     heard = progress or Silent()
     runner = checked_runner(task_runner)
     profile = arguments.pop("profile")
@@ -78,6 +82,10 @@ def profiled_if(profile: Profile | None, command: str, say: Callable[[str], None
 
 def plan(arguments: dict[str, Any]) -> Plan:
     """The plan for the arguments of `prefect_cytotable.flows.convert`."""
+    from prefect_cytotable.tasks.core import pipeline  # as above
+    from prefect_cytotable.tasks.core.local import LocalCaller
+    from prefect_cytotable.tasks.core.request import make_options
+
     runner = checked_runner(arguments.pop("task_runner"))
     for name in ("progress", "profile"):
         arguments.pop(name)

@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from enum import StrEnum
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
 
@@ -29,18 +28,9 @@ from prefect_cytotable.tasks.core.model import (
 )
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS as POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.runner import Runner as Runner
 from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache, convert_job_with_retries, with_retries
-
-POOL_ATTEMPTS = 3
-"""How often a pool of processes is made anew after one of them was killed."""
-
-
-class Runner(StrEnum):
-    """What converts the chunks of a local run."""
-
-    SEQUENTIAL = "sequential"
-    CONCURRENT = "concurrent"
-    PROCESS = "process"
 
 
 class LocalCaller:

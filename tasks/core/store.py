@@ -23,12 +23,12 @@ from typing import Protocol
 
 import msgspec
 
+from prefect_cytotable.tasks.core.checksums import checksum
 from prefect_cytotable.tasks.core.errors import DamagedPartError, DestinationBusyError
 from prefect_cytotable.tasks.core.model import ChunkResult, Options, Part, Plan
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
 from prefect_cytotable.tasks.core.places.cache import cache_folder, prepare
 from prefect_cytotable.tasks.core.places.files import TEMPORARY, WORK_SUFFIX, whole
-from prefect_cytotable.tasks.core.sinks.parquet import checksum
 
 try:
     import fcntl

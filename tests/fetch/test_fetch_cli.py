@@ -15,6 +15,7 @@ from fetching_tools import listing
 
 from prefect_cytotable.flows import cli, fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError, LayoutError
+from prefect_cytotable.tasks.core.memory.model import Role
 from prefect_cytotable.tasks.core.memory.report import load
 from prefect_cytotable.tasks.core.soma.errors import SomaMissingError, SomaUnreachableError
 
@@ -79,6 +80,19 @@ def test_a_call_is_profiled_with_its_chunks(census: Path, tmp_path: Path) -> Non
     fetch_obs(census, "out.feather", tissue="lung", chunk_size=15_000, workers=1, profile=tmp_path / "memory")
     names = {task.name for task in load(tmp_path / "memory").tasks}
     assert names == {"plan", "joinids 0 to 14,999", "joinids 15,000 to 29,999", "write"}
+
+
+def test_worker_processes_of_a_fetch_are_in_its_profile(census: Path, tmp_path: Path) -> None:
+    pytest.importorskip("memray")
+    to = tmp_path / "memory"
+    fetch_obs(census, "out.feather", chunk_size=15_000, task_runner="process", workers=2, profile=to)
+    found = load(to)
+    chunks = {task.name: task for task in found.tasks if task.name.startswith("joinids")}
+    assert set(chunks) == {"joinids 0 to 14,999", "joinids 15,000 to 29,999"}
+    workers = {process.pid: process for process in found.processes if process.role is Role.WORKER}
+    assert {task.pid for task in chunks.values()} <= set(workers)
+    assert all(process.complete and process.allocated for process in workers.values())
+    assert any("tiledbsoma" in site.file or "soma/" in site.file for site in found.sites)
 
 
 @pytest.mark.parametrize(

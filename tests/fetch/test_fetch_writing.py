@@ -94,9 +94,9 @@ def test_sizes_follow_the_schema_and_the_budget() -> None:
     narrow = sizes.sizes(128 * MIB, 40, 8, 0, 2)
     wide = sizes.sizes(128 * MIB, 4000, 8, 0, 2)
     assert (narrow.rows, wide.rows) == (1 << 18, 1 << 11)
-    assert narrow.buffer_bytes == (1 << 17) * 8
+    assert narrow.buffer_bytes == (1 << 18) * 6
     for one, row in ((narrow, 40), (wide, 4000)):
-        assert one.readers == 2
+        assert one.readers == 1
         assert (one.readers + 1) * sizes.COPIES * one.rows * row <= 128 * MIB
         assert one.readers * one.tile_bytes <= 128 * MIB
     assert sizes.sizes(128 * MIB, 40, 8, 5_000_000, 2).buffer_bytes == 5_000_000

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_cytotable.tasks.core.arrays import empty
+from prefect_cytotable.tasks.core.checksums import checksum
 from prefect_cytotable.tasks.core.model import OutputTable
 from prefect_cytotable.tasks.core.schema import arrow_type
 from prefect_cytotable.tasks.core.sinks import parquet_splice
@@ -31,15 +31,6 @@ def write_part(table: pa.Table, path: Path) -> tuple[int, int]:
     """
     _write(table, path)
     return path.stat().st_size, checksum(path)
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value, block = 0, memoryview(bytearray(READ_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            value = zlib.crc32(block[:size], value)
-    return value
 
 
 class Ahead:

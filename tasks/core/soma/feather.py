@@ -56,8 +56,12 @@ class FeatherSink:
 
     def write(self, group: pa.RecordBatch) -> None:
         """Write one group as a record batch."""
-        message = memoryview(_stream(self._coded, group, self._options))[self._prefix : -len(_END_OF_STREAM)]
-        self._batches.append(self._append(message))
+        start = self._file.tell()
+        behind = _Behind(self._file, self._prefix)
+        with pa.ipc.new_stream(pa.PythonFile(behind, "w"), self._coded, options=self._options) as writer:
+            writer.write_batch(group)
+        end = self._file.seek(-len(_END_OF_STREAM), os.SEEK_CUR)  # the next message takes the place of the stream's end
+        self._batches.append((start, 8 + behind.metadata, end - start - 8 - behind.metadata))
         self.rows += group.num_rows
 
     def close(self) -> None:
@@ -84,6 +88,39 @@ class FeatherSink:
         offset = self._file.tell()
         self._file.write(message)
         return offset, 8 + metadata, len(message) - 8 - metadata
+
+
+class _Behind:
+    """What Arrow writes to a file, without so many first bytes of it: the schema that begins each stream.
+
+    Attributes:
+        metadata: Bytes that describe the first message behind them.
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, left_out: int) -> None:
+        self._file, self._left_out = file, left_out
+        self._first = b""
+        self.metadata = 0
+
+    def write(self, data: bytes) -> int:
+        """Write what is not left out."""
+        left_out = min(self._left_out, len(data))
+        self._left_out -= left_out
+        kept = memoryview(data)[left_out:]
+        if len(self._first) < 8 and kept:
+            self._first += bytes(kept[: 8 - len(self._first)])
+            if len(self._first) == 8:
+                (self.metadata,) = struct.unpack_from("<4xi", self._first)
+        self._file.write(kept)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file itself is flushed at its end."""
+
+    def close(self) -> None:
+        """Nothing: the next message goes to the same file."""
 
 
 def _stream(schema: pa.Schema, batch: pa.RecordBatch | None, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:

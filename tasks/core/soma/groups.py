@@ -1,13 +1,17 @@
 """Rows regrouped: groups of one size, however many rows the batches have that come in.
 
-Sinks get groups whose dictionary columns are codes; the labels lie beside them.
+Sinks get groups whose dictionary columns are codes; the labels lie beside them. Values of fixed width are copied once,
+into arrays that serve every group: fresh ones for each would cost the system more time than the copying.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.soma.labels import Labels
@@ -35,38 +39,96 @@ def groups(
         schema: Of the output.
         labels: From `labels_of`; they learn what is met.
         rows: Of a group.
+
+    Yields:
+        A group, whose values are overwritten when the next one is asked for.
     """
     coded = coded_schema(schema)
-    pending: list[pa.RecordBatch] = []
-    waiting = 0
+    columns = [_column(field, labels.get(field.name), rows) for field in schema]
+    filled = 0
     for table in tables:
-        batches = [_coded(batch, schema, coded, labels) for batch in table.to_batches()]
+        for batch in table.to_batches():
+            arrays = [batch.column(field.name) for field in schema]
+            taken = 0
+            while taken < batch.num_rows:
+                count = min(rows - filled, batch.num_rows - taken)
+                for column, values in zip(columns, arrays, strict=True):
+                    column.add(values.slice(taken, count), filled)
+                taken, filled = taken + count, filled + count
+                if filled == rows:
+                    yield _group(columns, filled, coded)
+                    filled = 0
+            del batch, arrays  # the next table comes into their memory
         del table
-        pending += batches
-        waiting += sum(batch.num_rows for batch in batches)
-        del batches
-        while waiting >= rows:
-            whole = pa.Table.from_batches(pending, coded)
-            yield _one_batch(whole.slice(0, rows), coded)
-            pending = whole.slice(rows).to_batches()
-            del whole
-            waiting -= rows
-    if waiting:
-        yield _one_batch(pa.Table.from_batches(pending, coded), coded)
+    if filled:
+        yield _group(columns, filled, coded)
 
 
-def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-    """The rows in fresh buffers, even where one piece holds them: what a file gets of a slice depends on its place."""
-    columns = [pa.concat_arrays([*column.chunks, empty(column.type)]) for column in table.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+def _group(columns: list[_Column], rows: int, coded: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([column.taken(rows) for column in columns], schema=coded)
 
 
-def _coded(batch: pa.RecordBatch, schema: pa.Schema, coded: pa.Schema, labels: dict[str, Labels]) -> pa.RecordBatch:
-    columns = []
-    for field in schema:
-        column = batch.column(field.name)
-        if field.name in labels:
-            columns.append(labels[field.name].encode(column))
+class _Column(Protocol):
+    """One column of the group that is being gathered."""
+
+    def add(self, values: pa.Array, place: int) -> None:
+        """Append values, the first of which is the group's row `place`."""
+        ...
+
+    def taken(self, rows: int) -> pa.Array:
+        """The column, which begins anew."""
+        ...
+
+
+def _column(field: pa.Field, labels: Labels | None, rows: int) -> _Column:
+    type_ = field.type if labels is None else field.type.index_type
+    if pa.types.is_integer(type_) or pa.types.is_float32(type_) or pa.types.is_float64(type_):
+        return _Numbers(type_, labels, rows)
+    return _Pieces(type_)
+
+
+class _Numbers:
+    """Numbers, or codes of labels, in an array of the group's size."""
+
+    def __init__(self, type_: pa.DataType, labels: Labels | None, rows: int) -> None:
+        self._type, self._labels = type_, labels
+        self._values: NDArray[Any] = np.empty(rows, type_.to_pandas_dtype())
+        self._valid: NDArray[np.bool_] | None = None
+
+    def add(self, values: pa.Array, place: int) -> None:
+        end = place + len(values)
+        if self._labels is None:
+            self._values[place:end] = _numbers(values if values.type == self._type else values.cast(self._type))
         else:
-            columns.append(column if column.type == field.type else column.cast(field.type))
-    return pa.RecordBatch.from_arrays(columns, schema=coded)
+            self._labels.encode(values, self._values[place:end])
+        if values.null_count and self._valid is None:
+            self._valid = np.ones(len(self._values), np.bool_)
+        if self._valid is not None:
+            self._valid[place:end] = values.is_valid().to_numpy(zero_copy_only=False) if values.null_count else True
+
+    def taken(self, rows: int) -> pa.Array:
+        valid, self._valid = self._valid, None
+        mask = None if valid is None else pa.py_buffer(np.packbits(valid[:rows], bitorder="little"))
+        return pa.Array.from_buffers(self._type, rows, [mask, pa.py_buffer(self._values[:rows])])
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    """The values, whatever stands at nulls among them."""
+    whole = np.frombuffer(values.buffers()[1] or b"", values.type.to_pandas_dtype())
+    return whole[values.offset : values.offset + len(values)]
+
+
+class _Pieces:
+    """Values of any other type: kept as they come, and copied together at the end."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self._type = type_
+        self._pieces: list[pa.Array] = []
+
+    def add(self, values: pa.Array, place: int) -> None:
+        self._pieces.append(values if values.type == self._type else values.cast(self._type))
+
+    def taken(self, rows: int) -> pa.Array:
+        # In fresh buffers, even where it is one piece: what a file gets of a slice depends on its place.
+        pieces, self._pieces = self._pieces, []
+        return pa.concat_arrays([*pieces, empty(self._type)])

@@ -7,9 +7,13 @@ does not depend on the batches. The labels of an ordered column are kept all, in
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from prefect_cytotable.tasks.core.arrays import to_numpy
 
 
 class Labels:
@@ -25,23 +29,27 @@ class Labels:
         self._mapping: NDArray[np.signedinteger] = np.empty(0, self._width)
         self._values = pa.array([], type_.value_type)
 
-    def encode(self, values: pa.DictionaryArray) -> pa.Array:
-        """The values as codes into `dictionary`, of the column's index type and null where they are null."""
+    def encode(self, values: pa.DictionaryArray, codes: NDArray[Any]) -> None:
+        """Write the values as codes into `dictionary` to `codes`, an array of the index type; 0 where they are null."""
         self._follow(values.dictionary)
         indices = values.indices
-        if not len(self._mapping):
-            return pa.nulls(len(indices), self.type.index_type)
         valid = indices.is_valid().to_numpy(zero_copy_only=False) if indices.null_count else None
-        positions = (indices.fill_null(0) if indices.null_count else indices).to_numpy()
-        codes = self._mapping.take(positions)
-        unseen = (codes < 0) if valid is None else (codes < 0) & valid
+        if not len(self._mapping):
+            codes[:] = 0
+            return
+        positions = to_numpy(indices)
+        if valid is not None:
+            positions = np.where(valid, positions, 0)
+        found = codes if codes.dtype == self._width else np.empty(len(codes), self._width)
+        self._mapping.take(positions, out=found, mode="clip")  # every position is within; "raise" would copy
+        unseen = found < 0 if valid is None else (found < 0) & valid
         if unseen.any():
             self._learn(positions[unseen])
-            codes = self._mapping.take(positions)
-        if valid is None:
-            return _typed(pa.array(codes), self.type)
-        codes[~valid] = 0  # what lies below a null is written too
-        return _typed(pa.array(codes, mask=~valid), self.type)
+            self._mapping.take(positions, out=found, mode="clip")
+        if found is not codes:
+            codes[:] = found
+        if valid is not None:
+            codes[~valid] = 0  # what lies below a null is written too
 
     def dictionary(self) -> pa.Array:
         """The labels, by code."""

@@ -8,15 +8,15 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.processes import end_with_run
 from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.retries import PlanPlace, with_retries
+from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS, Runner
 from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.pipeline import lines
 from prefect_cytotable.tasks.core.soma.rows import slices
-from prefect_cytotable.tasks.core.work import PlanPlace, with_retries
 
 
 class LocalFetcher:

@@ -22,6 +22,7 @@ from prefect_cytotable.tasks.core.soma.errors import (
     SomaReadError,
     SomaUnreachableError,
 )
+from prefect_cytotable.tasks.core.soma.memory import uncollected
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME, Axis, FetchOptions, Place, Sizes
 
 CENSUS_BUCKET = "cellxgene-census-public-us-west-2"
@@ -39,7 +40,8 @@ def library() -> Any:
         SomaMissingError: It is not installed.
     """
     try:
-        import tiledbsoma  # an optional extra
+        with uncollected():
+            import tiledbsoma  # an optional extra
     except ImportError as error:
         raise SomaMissingError.package("tiledbsoma", "soma") from error
     return tiledbsoma

@@ -31,7 +31,7 @@ def plan(options: FetchOptions) -> FetchPlan:
     place = opening.find(options)
     found = time.perf_counter()
     table = look(place, options)
-    rows = group_rows(options.memory_budget, table.row_bytes)
+    rows = group_rows(options.memory_budget, table.row_bytes, options.format)
     chunks = _chunks(options, table, rows)
     workers = max(min(options.workers, len(chunks), options.memory_budget // SMALLEST_BUDGET), 1)
     # A pool of chunks keeps the processors busy by itself.

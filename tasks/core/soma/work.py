@@ -16,18 +16,18 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
+from prefect_cytotable.tasks.core.checksums import checksum
 from prefect_cytotable.tasks.core.errors import AccountError, DamagedPartError
 from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import Account, ChunkResult, OutputFile, Part
 from prefect_cytotable.tasks.core.places.files import TEMPORARY, whole
 from prefect_cytotable.tasks.core.report import PRODUCER
-from prefect_cytotable.tasks.core.sinks.parquet import checksum
+from prefect_cytotable.tasks.core.retries import PlanPlace
 from prefect_cytotable.tasks.core.soma import sinks
 from prefect_cytotable.tasks.core.soma.memory import system_memory
 from prefect_cytotable.tasks.core.soma.model import FetchPlan, Range, TableFormat
 from prefect_cytotable.tasks.core.soma.rows import output_schema, tables
 from prefect_cytotable.tasks.core.store import PLAN, LocalStore, discard
-from prefect_cytotable.tasks.core.work import PlanPlace
 
 # Made while one thread imports this module, as in `prefect_cytotable.tasks.core.store`.
 _PLAN = msgspec.json.Decoder(FetchPlan)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from prefect_cytotable.tasks.core.arrays import empty, number
+from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Source, Span
 from prefect_cytotable.tasks.core.places import Places
@@ -140,11 +141,8 @@ class CsvReader:
 
     def checksum(self, source: Source) -> int:
         """CRC-32 of the file's bytes, as cytominer-database numbers its tables."""
-        value = 0
         with self.places.open(source.path, source.fingerprint.mark) as file:
-            while block := file.read(1 << 20):
-                value = zlib.crc32(block, value)
-        return value
+            return checksum_of(file)
 
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """Many small files with the same header, parsed as one: a file of its own costs more than its few rows.

@@ -7,7 +7,7 @@ import math
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_cytotable.tasks.core.arrays import EMPTY_TEXT, missing, whole_numbers
+from prefect_cytotable.tasks.core.arrays import EMPTY_TEXT, from_texts, missing, whole_numbers
 from prefect_cytotable.tasks.core.model import ColumnType
 from prefect_cytotable.tasks.core.schema import from_arrow
 from prefect_cytotable.tasks.core.sources.base import Answer, Finding, Keys
@@ -89,26 +89,27 @@ def sampled_types(table: pa.Table, measures: bool, decimal: str = ".") -> dict[s
 def is_missing(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Whether a text stands for a missing number, spaces around it aside."""
     trimmed = pc.utf8_trim_whitespace(texts)
-    return pc.or_(pc.is_in(trimmed, pa.array(MISSING)), pc.match_substring_regex(trimmed, NAN))
+    return pc.or_(pc.is_in(trimmed, from_texts(MISSING)), pc.match_substring_regex(trimmed, NAN))
 
 
 def _as(texts: pa.Array, type_: ColumnType, numeric: bool, key: bool) -> tuple[pa.Array, ColumnType, int]:
     """(values, the type they need, how many became null)."""
     trimmed = pc.utf8_trim_whitespace(texts)
     if type_ is ColumnType.STRING:
-        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts), type_, 0
+        return pc.if_else(pc.equal(texts, EMPTY_TEXT), missing(pa.string()), texts), type_, 0
     if type_ is ColumnType.BOOL:
         lower = pc.utf8_lower(trimmed)
-        known = pc.is_in(lower, pa.array([*TRUE, *FALSE, ""]))
+        known = pc.is_in(lower, from_texts([*TRUE, *FALSE, ""]))
         if pc.all(known).as_py():
-            return pc.if_else(pc.equal(lower, ""), None, pc.is_in(lower, pa.array(TRUE))), type_, 0
+            truth = pc.is_in(lower, from_texts(TRUE))
+            return pc.if_else(pc.equal(lower, EMPTY_TEXT), missing(pa.bool_()), truth), type_, 0
         return texts, ColumnType.STRING, 0
     absent = is_missing(trimmed)
     number = pc.match_substring_regex(trimmed, NUMBER)
     lost = pc.sum(pc.and_(pc.invert(absent), pc.invert(number))).as_py() or 0
     if lost and not numeric:
         return texts, ColumnType.STRING, 0
-    values = pc.if_else(number, trimmed, pa.scalar(None, pa.string()))
+    values = pc.if_else(number, trimmed, missing(pa.string()))
     if type_ is ColumnType.INT64:
         try:
             return pc.cast(values, pa.int64()), type_, lost

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefect_cytotable.tasks.core.arrays import to_numpy
+from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source
 from prefect_cytotable.tasks.core.places import Places
@@ -111,11 +111,8 @@ class DuckdbReader:
 
     def checksum(self, source: Source) -> int:
         """CRC-32 of the file's bytes."""
-        value = 0
         with self._file(source).open("rb") as file:
-            while block := file.read(1 << 20):
-                value = zlib.crc32(block, value)
-        return value
+            return checksum_of(file)
 
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one table, in one pass over it."""

@@ -7,13 +7,13 @@ of these a few rows.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
+from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Source
 from prefect_cytotable.tasks.core.places import Places
@@ -97,11 +97,8 @@ class ParquetReader:
 
     def checksum(self, source: Source) -> int:
         """CRC-32 of the file's bytes."""
-        value = 0
         with self._file(source).open("rb") as file:
-            while block := file.read(1 << 20):
-                value = zlib.crc32(block, value)
-        return value
+            return checksum_of(file)
 
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one file, in one pass over it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
+from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source
 from prefect_cytotable.tasks.core.places import Places
@@ -91,11 +91,8 @@ class SqliteReader:
 
     def checksum(self, source: Source) -> int:
         """CRC-32 of the file's bytes."""
-        value = 0
         with self._file(source).open("rb") as file:
-            while block := file.read(1 << 20):
-                value = zlib.crc32(block, value)
-        return value
+            return checksum_of(file)
 
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one table, in one query."""
