@@ -22,7 +22,7 @@ from prefect.utilities.urls import url_for
 from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.runners import started, uses_processes
 from prefect_cytotable.flows.running import checked_runner
-from prefect_cytotable.flows.session import LOST
+from prefect_cytotable.flows.session import LOST, has_pages
 from prefect_cytotable.tasks import concat_stages as stages
 from prefect_cytotable.tasks.concat_caching import BlockJob
 from prefect_cytotable.tasks.core.concat import pipeline
@@ -79,8 +79,7 @@ def concat(arguments: dict[str, Any], task_runner: str) -> str:
     """The body of the flow."""
     given = Merges(arguments["merge"], arguments["uns_merge"])
     call = _call.get() or Call(task_runner, given, SilentBlocks())
-    address = url_for("flow-run", obj_id=str(flow_run.id))
-    if address:
+    if has_pages() and (address := url_for("flow-run", obj_id=str(flow_run.id))):
         call.progress.say(f"Flow run: {without_password(address)}")
     merge = {name: getattr(call.merges, name) for name in ("merge", "uns_merge") if arguments[name] == GIVEN}
     options, merges = make_options(**{**arguments, **merge})

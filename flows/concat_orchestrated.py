@@ -17,6 +17,7 @@ from prefect.task_runners import TaskRunner
 
 from prefect_cytotable.flows import concat_conductor as conductor
 from prefect_cytotable.flows.connection import Connection
+from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
 from prefect_cytotable.tasks.core.concat.request import Merges
@@ -38,7 +39,7 @@ def concat(
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
     call = conductor.Call(task_runner, Merges(arguments["merge"], arguments["uns_merge"]), progress)
-    with connected(connection), conductor.passing(call):
+    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
         try:
             answer: str = concat_flow(**_plain(arguments), task_runner=call.runner_name)
         except LOST as error:

@@ -20,7 +20,7 @@ from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST, briefly
+from prefect_cytotable.flows.session import LOST, briefly, has_pages
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
@@ -110,7 +110,7 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
 
 def page() -> str | None:
     """Where a browser shows this flow run; nowhere for a server that ends with the run."""
-    address = url_for("flow-run", obj_id=str(flow_run.id))
+    address = url_for("flow-run", obj_id=str(flow_run.id)) if has_pages() else None
     return without_password(address) if address else None
 
 

@@ -58,6 +58,12 @@ DEPLOYMENTS = (
         "Measurements of CellProfiler and its kin to one single-cell table.",
     ),
     Deployment(
+        "reprocess",
+        f"{_FLOWS}.reprocess_flow.reprocess_flow",
+        "The plates below a folder that are new or changed, to one table each; for every night.",
+        limit=1,
+    ),
+    Deployment(
         "fetch",
         f"{_FLOWS}.fetch_flow.fetch_flow",
         "Rows and columns of obs or var of a SOMA experiment, such as the CELLxGENE Census, to one file.",

@@ -21,7 +21,7 @@ from prefect_cytotable.flows.connection import without_password
 from prefect_cytotable.flows.fetching import for_runner
 from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST, briefly
+from prefect_cytotable.flows.session import LOST, briefly, has_pages
 from prefect_cytotable.tasks import fetch_stages
 from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
@@ -74,7 +74,7 @@ def passing(call: FetchCall) -> Iterator[None]:
 def fetch(arguments: dict[str, Any], task_runner: str) -> Fetched:
     """The body of the flow."""
     call = _call.get() or FetchCall(task_runner, Silent())
-    if address := url_for("flow-run", obj_id=str(flow_run.id)):
+    if has_pages() and (address := url_for("flow-run", obj_id=str(flow_run.id))):
         call.progress.say(f"Flow run: {without_password(address)}")
     runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
     profile = arguments.pop("profile")

@@ -20,6 +20,9 @@ from prefect_cytotable.tasks.core.model import Destination, Format, OnBadSource,
 from prefect_cytotable.tasks.core.presets import preset_names
 from prefect_cytotable.tasks.core.soma.model import Axis, TableFormat
 
+RUNNER = "task_runner"
+"""The parameter that the flow itself takes; the others go to the conversion."""
+
 TEXT: Mapping[str, Any] = {"type": "string"}
 NUMBER: Mapping[str, Any] = {"type": "integer", "minimum": 1}
 NAMES: Mapping[str, Any] = {"type": "array", "items": {"type": "string"}}

@@ -115,5 +115,7 @@ def convert_flow(
 
     The parameters are those of `prefect_cytotable.flows.convert`, in the order in which a form shows them.
     """
-    arguments = {name: value for name, value in locals().items() if name != "task_runner"}
+    # Named by `form`, and not by a text: what travels by value takes along only the globals that its body names, and
+    # the annotations above are looked up in them.
+    arguments = {name: value for name, value in locals().items() if name != form.RUNNER}
     return conductor.convert(arguments, task_runner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import httpx
@@ -41,6 +42,8 @@ EPHEMERAL_SECONDS = 120
 LOST = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect raises where a server does not answer, or not as it should, after its own retries."""
 
+_pages: ContextVar[bool] = ContextVar("pages", default=True)
+
 _UNREACHED = "Failed to reach API"  # Prefect's RuntimeError about this has no class of its own
 
 
@@ -72,7 +75,13 @@ def connected(connection: Connection | None, elsewhere: bool = False) -> Iterato
             server = stack.enter_context(temporary_server())
             stack.enter_context(_connected(server))
             stack.callback(_tell_all)  # while it is there, and these settings name it
+            stack.callback(_pages.reset, _pages.set(False))
         yield
+
+
+def has_pages() -> bool:
+    """Whether the server shows runs in a browser: one that was started for this run does not."""
+    return _pages.get()
 
 
 def _tell_all() -> None:

@@ -192,7 +192,7 @@ def test_wrong_paths(inputs: list[Path], tmp_path: Path) -> None:
         ([], "out.h5ad", ArgumentError),
         (inputs, "out.txt", ArgumentError),
         (inputs, inputs[0], ArgumentError),
-        ({"a": inputs[0]}, "s3://bucket/out.zarr", ArgumentError),
+        ({"a": inputs[0]}, "s4://bucket/out.zarr", ArgumentError),
     ):
         with pytest.raises(error):
             concat(given, tmp_path / out if isinstance(out, str) and "://" not in out else out)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cytotable.flows import convert, plan
+from prefect_cytotable.flows import convert, plan, reprocess
+from prefect_cytotable.flows.concat import concat
 from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
 from prefect_cytotable.tasks.core.errors import BadSourceError, CytotableError, SourceNotFoundError
@@ -333,3 +334,24 @@ def test_a_journal_that_is_a_link_out_is_not_opened_with_its_database(inside: Pa
 def test_the_users_own_file_of_sql_is_checked_as_well(inside: Path, tmp_path: Path) -> None:
     with pytest.raises(OutsideRootsError, match="--joins"):
         check_file("--joins", tmp_path / "outside" / "query.sql")
+
+
+# --- the other flows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("in_files", (["outside/a.h5ad"], "inside/o.h5ad")), ("out_file", (["inside/a.h5ad"], "outside/o.h5ad"))],
+)
+def test_a_concatenation_outside_is_refused(inside: Path, name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(OutsideRootsError, match=name):
+        concat(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("source_root", ("outside", "inside/out")), ("destination_root", ("inside/plate", "outside/out"))],
+)
+def test_a_reprocessing_outside_is_refused(inside: Path, name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(OutsideRootsError, match=name):
+        reprocess(*arguments)

@@ -17,7 +17,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from prefect_cytotable.flows import convert, deployments, fetch_obs, server
+from prefect_cytotable.flows import convert, deployments, fetch_obs, reprocess, server
 from prefect_cytotable.flows.clusters import RUNNERS
 from prefect_cytotable.flows.deployments import DEPLOYMENTS, Deployment
 from prefect_cytotable.flows.remembered import ServerError
@@ -26,7 +26,7 @@ from prefect_cytotable.tasks.core.presets import preset_names
 from prefect_cytotable.tasks.core.roots import ROOTS, OutsideRootsError
 
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"
-FUNCTIONS: dict[str, Callable[..., Any]] = {"convert": convert, "fetch": fetch_obs}
+FUNCTIONS: dict[str, Callable[..., Any]] = {"convert": convert, "reprocess": reprocess, "fetch": fetch_obs}
 """The function whose arguments a deployed flow takes, by the deployment's name."""
 
 EACH = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: one.name)
@@ -135,7 +135,10 @@ def test_required_fields_come_first_and_in_the_order_of_the_signature(deployment
     found = fields(deployment)
     assert [one["position"] for one in found.values()] == list(range(len(found)))
     required = parameter_schema(deployment.flow()).model_dump()["required"]
-    assert list(found)[: len(required)] == required == ["source_path", "dest_path"]
+    parameters = inspect.signature(FUNCTIONS[deployment.name]).parameters
+    wanted = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    assert list(found)[: len(required)] == required == wanted
+    assert len(wanted) == 2
 
 
 def test_the_choices_are_those_that_there_are() -> None:

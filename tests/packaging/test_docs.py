@@ -241,7 +241,9 @@ def test_variables_that_are_documented_are_read() -> None:
 def test_modules_that_are_documented_exist() -> None:
     for page in PAGES.rglob("*.md"):
         for name in re.findall(r"\b([a-z_]+\.py)\b", page.read_text(encoding="utf-8")):
-            assert any(list((ROOT / folder).rglob(name)) for folder in ("flows", "tasks")), f"{page}: {name}"
+            assert any(list((ROOT / folder).rglob(name)) for folder in ("flows", "tasks", "benchmarks", "tests")), (
+                f"{page}: {name}"
+            )
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -97,8 +97,8 @@ def cells_of(destination: Path, plate: str) -> pa.Table:
 
 
 def listing(folder: Path) -> list[str]:
-    """What lies directly in a folder."""
-    return sorted(path.name for path in folder.iterdir())
+    """What lies directly in a folder, but for the pages that stand beside outputs."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".report.html"))
 
 
 def kept_parts(destination: Path) -> dict[str, int]:

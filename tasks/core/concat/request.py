@@ -27,6 +27,8 @@ from prefect_cytotable.tasks.core.places import (
     is_remote,
     name_of,
 )
+from prefect_cytotable.tasks.core.request import check_places
+from prefect_cytotable.tasks.core.roots import check_path
 
 MergeFunction = Callable[[Collection[Mapping[str, Any]]], Mapping[str, Any]]
 InFiles = Sequence[str | Path] | Mapping[str, str | Path]
@@ -76,10 +78,13 @@ def make_options(
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
+        OutsideRootsError: An input, the output or a server is not allowed on this machine.
         SourceNotFoundError: There is no such input.
     """
-    files, names = _inputs(in_files, keys)
     destination = _path("out_file", out_file)
+    files, names = _inputs(in_files, keys)
+    storage = check_storage_options(storage_options)
+    check_places(destination, destination, None, None, storage)  # its hidden folder, and the storage options
     suffix = Path(name_of(destination)).suffix
     if suffix not in SUFFIXES:
         raise ArgumentError(f"out_file is {str(out_file)!r}; its name must end in .h5ad or .zarr.")
@@ -88,7 +93,6 @@ def make_options(
             not is_remote(path) and not is_remote(destination) and Path(path).resolve() == Path(destination).resolve()
         ):
             raise ArgumentError(f"{destination} is one of the inputs. Choose another out_file.")
-    storage = check_storage_options(storage_options)
     check_options_fit(storage, [*files, destination])
     options = Options(
         in_files=tuple(files),
@@ -142,12 +146,13 @@ def _inputs(in_files: InFiles, keys: Collection[Scalar] | None) -> tuple[list[st
 
 
 def _path(name: str, value: str | Path) -> str:
-    """An absolute path, or a URL of object storage."""
+    """An absolute path, or a URL of object storage, in the allowed roots."""
     if not isinstance(value, str | Path):
         raise ArgumentError(f"{name} has {value!r}, which is no path. Open files and stores cannot be given.")
     if not str(value).strip():
         raise ArgumentError(f"{name} is empty.")
     text = check_url(str(value))
+    check_path(name, text)
     return text if is_remote(text) else str(Path(text).expanduser().absolute())
 
 

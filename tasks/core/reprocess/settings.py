@@ -13,12 +13,13 @@ import msgspec
 from prefect_cytotable.tasks.core.budget import BASE, SMALLEST_CHUNK, parse_bytes, show_bytes
 from prefect_cytotable.tasks.core.durations import parse_seconds
 from prefect_cytotable.tasks.core.errors import ArgumentError, MemoryBudgetError, UnknownArgumentError, nearest
-from prefect_cytotable.tasks.core.model import Options
+from prefect_cytotable.tasks.core.model import Destination, Options
 from prefect_cytotable.tasks.core.places import check_storage_options, check_url, is_remote, join
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
 from prefect_cytotable.tasks.core.reprocess.listing import check_apart
 from prefect_cytotable.tasks.core.reprocess.model import NewVersion, Plate, Settings
 from prefect_cytotable.tasks.core.request import make_options, work_folder
+from prefect_cytotable.tasks.core.roots import check_path
 from prefect_cytotable.tasks.core.store import scratch_of
 
 DAY = 86400.0
@@ -102,11 +103,15 @@ def make_settings(
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
+        OutsideRootsError: A root or the work folder is not allowed on this machine.
         UnknownArgumentError: `options` has a name that is no argument of `convert`.
         MemoryBudgetError: The budget is too small for so many plates at once.
     """
     check_names(options or {}, defaults)
     root, destination = _place("source_root", source_root), _place("destination_root", destination_root)
+    check_path("source_root", root)
+    check_path("destination_root", destination)
+    check_path("work_dir", work_dir)
     check_apart(root, destination)
     arguments = {**defaults, **(options or {}), "preset": preset, "storage_options": storage_options}
     known = {
@@ -145,10 +150,10 @@ def make_settings(
     recipe = Recipe(known)
     sample = Plate("plate", join(root, "plate"), 0, 0, 0, "")
     checked = make_options(**makeable(recipe.for_plate(sample, settings, workers, False)))
-    if not single and is_remote(destination):
+    if (not single or checked.datatype is Destination.ZARR) and is_remote(destination):
         raise ArgumentError(
-            f"{destination}: with join=False or concat=False an output is a folder, and folders in object storage are "
-            f"not replaced when a plate changes. Choose a destination on this machine, or one file a plate."
+            f"{destination}: with join=False, concat=False or zarr an output is a folder, and folders in object "
+            f"storage are not replaced when a plate changes. Choose a destination on this machine, or one file a plate."
         )
     mark = options_mark(checked, str(known["dest_datatype"]))
     return replace(settings, options=mark, workers=checked.workers), recipe, checked
