@@ -384,7 +384,7 @@ def test_help_lists_every_command() -> None:
         "cache",
     }
     for name in parsers():
-        assert re.search(rf"^ +{name} +\S", done.stdout, re.MULTILINE)
+        assert re.search(rf"^ +{name}\s+\S", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
