@@ -74,3 +74,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
         return pq.read_table(dest)
 
     return converted
+
+
+LONG = ("faults", "service", "flows/test_orchestrated", "flows/test_ui", "reprocess", "properties", "concat", "profile")
+"""Folders and files whose tests wait for servers, or try many examples: begun first, so that none of them is the last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long ones first, where the order is kept (``--no-loadscope-reorder``)."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(here).as_posix()
+        return next((number for number, prefix in enumerate(LONG) if name.startswith(prefix)), len(LONG))
+
+    items.sort(key=place)
