@@ -103,8 +103,8 @@ def _state_of_zarr(path: Path, names: list[str]) -> tuple[str, int]:
 
 
 def _described(path: str, format: StoreFormat, root: Group, mark: str, size: int) -> Input:
-    shape = tuple(_length(root, name, path) for name in (OBS, VAR))
-    elements = [describe(root, name, path) for name in (OBS, VAR)]
+    elements = [_annotation(root, name, path) for name in (OBS, VAR)]
+    shape = tuple(one.shape[0] for one in elements)
     if "X" in root and encoding(root["X"]) != "null":
         elements.append(describe(root, "X", path))
     has_raw = "raw" in root and encoding(root["raw"]) != "null"
@@ -155,12 +155,11 @@ def index_name(frame: Group) -> str:
     return _text(frame.attrs["_index"])
 
 
-def _length(root: Group, name: str, path: str) -> int:
-    try:
-        frame = root[name]
-        found = _rows(frame[index_name(frame)])
-    except KeyError as error:
-        raise BadSourceError(path, f"{name} is missing, or is no data frame", REWRITE) from error
+def _annotation(root: Group, name: str, path: str) -> Element:
+    """The data frame of an axis."""
+    found = describe(root, name, path) if name in root else None
+    if found is None or found.kind is not Kind.FRAME:
+        raise BadSourceError(path, f"{name} is missing, or is no data frame", REWRITE)
     return found
 
 
