@@ -15,6 +15,7 @@ import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
+from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -73,6 +74,9 @@ def look(path: str) -> Input:
         names: list[str] = []
         mark, size = _state_of_zarr(place, names)
         check_zarr(place, names)
+        nodes = read_nodes(place, names)
+        if nodes is not None and _text(nodes.attrs.get("encoding-type")) == "anndata":
+            return _described(path, format, nodes, mark, size)
     else:
         stat = place.stat()
         mark, size = f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size
@@ -122,10 +126,14 @@ def _described(path: str, format: StoreFormat, root: Group, mark: str, size: int
         elements=tuple(elements),
         uns=_in_memory(root["uns"]) if "uns" in root else 0,
         has_raw=has_raw,
-        zarr_format=root.metadata.zarr_format if format is StoreFormat.ZARR else 0,
+        zarr_format=_zarr_format(root) if format is StoreFormat.ZARR else 0,
     )
     _check_shapes(found)
     return found
+
+
+def _zarr_format(root: Group) -> int:
+    return root.zarr_format if isinstance(root, ZarrNode) else int(root.metadata.zarr_format)
 
 
 def _check_shapes(one: Input) -> None:
