@@ -76,10 +76,9 @@ def write_frame(
         columns.append(frame.label)
     if RESERVED in columns:
         raise LayoutError(f"{frame.path}: a column is called {RESERVED!r}, which is the index's name. Rename it.")
-    group.attrs["encoding-type"] = "dataframe"
-    group.attrs["encoding-version"] = "0.2.0"
-    group.attrs["column-order"] = columns
-    group.attrs["_index"] = _write_index(group, columns, index, inputs, options, format)
+    stored = _write_index(group, columns, index, inputs, options, format)
+    told = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": columns, "_index": stored}
+    group.attrs.update(told)
     extents = [_extent(one, index) for one in inputs.all]
     for name in columns:
         if name == frame.label:
@@ -164,8 +163,7 @@ def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> An
             filters=[VLenUTF8()] if old else None,
             fill_value="" if old else None,
         )
-    array.attrs["encoding-type"] = "string-array"
-    array.attrs["encoding-version"] = "0.2.0"
+    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     return array
 
 

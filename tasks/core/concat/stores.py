@@ -11,11 +11,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
 from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
+from prefect_cytotable.tasks.core.concat.zarr_store import open_store
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -50,7 +50,7 @@ def format_of(path: Path) -> StoreFormat:
 def opened(path: str | Path, format: StoreFormat) -> Iterator[Group]:
     """The root group of an AnnData file, to be read."""
     if format is StoreFormat.ZARR:
-        yield zarr.open_group(path, mode="r")
+        yield open_store(Path(path))
         return
     try:
         file = h5py.File(path, "r")
