@@ -33,7 +33,7 @@ from prefect_cytotable.tasks.core.concat.model import (
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, forget_names, join_names
 from prefect_cytotable.tasks.core.concat.plan import indexers, width_indexer
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.sizes import job_rows
+from prefect_cytotable.tasks.core.concat.sizes import job_rows, keep_freed_memory
 from prefect_cytotable.tasks.core.concat.sparse import SparseSources, count_entries
 from prefect_cytotable.tasks.core.concat.stores import Group, quiet
 from prefect_cytotable.tasks.core.concat.turn import make_csr
@@ -58,6 +58,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
     Raises:
         CytotableError: Something does not fit, or an input is damaged.
     """
+    keep_freed_memory()
     options = plan.options
     folder.mkdir(parents=True)
     (folder / "records").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -19,6 +20,9 @@ WORKER_BASE = {"local": 170 * MIB, "orchestrated": 290 * MIB}
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 4 * MIB, MIB // 2
 """Bytes of an array that a block takes at a time."""
+
+LARGEST_FREED = 4 * LARGEST_BLOCK
+"""Bytes of a freed piece of memory that stays with the process."""
 
 COPIES = 5
 """Peak bytes of a block over that: two bands of the input, a read across them, the block, what the encoder holds."""
@@ -70,10 +74,23 @@ def dense_chunks(
     if known:
         rows = max(min(known[0], block // width, shape[0]), 1)
     inner = [max(size, 1) for size in shape[1:]]
-    columns = known[1] if known and SMALLEST_CHUNK <= rows * known[1] * itemsize <= 4 * CHUNK else 0
     rest = int(np.prod(inner[1:], dtype=np.int64)) * itemsize
+    columns = known[1] if known and SMALLEST_CHUNK <= rows * known[1] * itemsize <= 4 * CHUNK else 0
+    columns *= max(CHUNK // max(rows * columns * rest, 1), 1)  # fewer files, where those of the input are small
     columns = min(columns or max(CHUNK // max(rows * rest, 1), 1), inner[0])
+    if rows * inner[0] * rest <= 2 * CHUNK:
+        columns = inner[0]  # whole rows, rather than a narrow rest
     return (rows, columns, *inner[1:])
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the allocator keep the buffers of a block for the next one, once for this process.
+
+    The C library gives larger pieces than it has seen freed back to the system, page by page; blocks spend up to half
+    of the system's time on getting them again. A piece that is never touched, and freed, tells it otherwise.
+    """
+    np.empty(LARGEST_FREED, np.uint8)
 
 
 def sparse_chunk(block: int) -> int:
