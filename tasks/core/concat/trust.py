@@ -51,7 +51,9 @@ def _check_group(group: Any, name: str, source: str, above: frozenset[Any]) -> N
         elif isinstance(item, h5py.h5d.DatasetID):
             made = item.get_create_plist()
             if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
-                raise BadSourceError(source, f"the values of {where} lie in another file", "Write it anew with anndata.")
+                raise BadSourceError(
+                    source, f"the values of {where} lie in another file", "Write it anew with anndata."
+                )
 
 
 def zarr_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
