@@ -53,7 +53,7 @@ def block_bytes(options: Options) -> int:
 
 
 def dense_chunks(
-    shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int, widest: int = 0
+    shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int, widest: int = 0, renamed: bool = False
 ) -> tuple[int, ...]:
     """The chunks of a dense array in zarr: those of the input where they suit, so that whole chunks meet whole ones.
 
@@ -63,11 +63,14 @@ def dense_chunks(
         known: Chunks of an input.
         block: Bytes that a block takes at a time.
         widest: Bytes of the widest row of an input.
+        renamed: Whether columns are not those of the inputs, whose chunks then mean less than how many files there are.
 
     >>> dense_chunks((10_000, 5_000), 4, (500, 500), 1 << 23)
     (419, 500)
     >>> dense_chunks((10_000, 50), 8, (), 1 << 23)
     (2621, 50)
+    >>> dense_chunks((10_000, 1_500), 4, (500, 500), 1 << 22, 20_000, renamed=True)
+    (209, 1500)
     """
     width = max(int(np.prod(shape[1:], dtype=np.int64)) * itemsize, itemsize, widest)
     rows = max(min(block // width, CHUNK // (width if width < SMALLEST_CHUNK else 1) or 1, shape[0]), 1)
@@ -76,10 +79,10 @@ def dense_chunks(
     inner = [max(size, 1) for size in shape[1:]]
     rest = int(np.prod(inner[1:], dtype=np.int64)) * itemsize
     columns = known[1] if known and SMALLEST_CHUNK <= rows * known[1] * itemsize <= 4 * CHUNK else 0
-    columns *= max(CHUNK // max(rows * columns * rest, 1), 1)  # fewer files, where those of the input are small
+    if renamed:
+        columns *= max(CHUNK // max(rows * columns * rest, 1), 1)
+        columns = inner[0] if rows * inner[0] * rest <= 2 * CHUNK else columns
     columns = min(columns or max(CHUNK // max(rows * rest, 1), 1), inner[0])
-    if rows * inner[0] * rest <= 2 * CHUNK:
-        columns = inner[0]  # whole rows, rather than a narrow rest
     return (rows, columns, *inner[1:])
 
 
