@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_cytotable.flows.concat import concat
     from prefect_cytotable.flows.convert import convert, plan
     from prefect_cytotable.flows.fetch import fetch_obs
     from prefect_cytotable.flows.reprocess import reprocess
 
-__all__ = ["convert", "fetch_obs", "plan", "reprocess"]
+__all__ = ["concat", "convert", "fetch_obs", "plan", "reprocess"]
 
-_HOMES = {"convert": "convert", "plan": "convert", "fetch_obs": "fetch", "reprocess": "reprocess"}
+_HOMES = {"concat": "concat", "convert": "convert", "plan": "convert", "fetch_obs": "fetch", "reprocess": "reprocess"}
 """The module of each name."""
 
 

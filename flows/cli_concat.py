@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect_cytotable.tasks.core.concat.model import Merge
+from prefect_cytotable.tasks.core.concat.model import MAX_LOADED_ELEMS, Merge
 from prefect_cytotable.tasks.core.concat.progress import BlockLines, SilentBlocks
-from prefect_cytotable.tasks.core.concat.request import MAX_LOADED_ELEMS
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.places import is_remote
 

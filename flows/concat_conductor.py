@@ -20,6 +20,7 @@ from prefect.utilities.annotations import opaque
 from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import started, uses_processes
 from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.flows.session import LOST, has_pages
@@ -84,7 +85,9 @@ def concat(arguments: dict[str, Any], task_runner: str) -> str:
     merge = {name: getattr(call.merges, name) for name in ("merge", "uns_merge") if arguments[name] == GIVEN}
     options, merges = make_options(**{**arguments, **merge})
     runner = call.task_runner if task_runner == GIVEN else task_runner
-    report = pipeline.run(options, merges, PrefectCaller(checked_runner(runner), call.progress))
+    caller = PrefectCaller(checked_runner(runner), call.progress)
+    with within_limits((*options.in_files, options.destination), call.progress.say):
+        report = pipeline.run(options, merges, caller)
     call.answer = report.destination
     return call.answer
 

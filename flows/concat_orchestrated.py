@@ -16,6 +16,7 @@ from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
 from prefect_cytotable.flows import concat_conductor as conductor
+from prefect_cytotable.flows import form
 from prefect_cytotable.flows.connection import Connection
 from prefect_cytotable.flows.runners import may_be_elsewhere
 from prefect_cytotable.flows.session import LOST, connected
@@ -78,28 +79,28 @@ def _run_name() -> str:
 
 @flow(name="concat", flow_run_name=_run_name, persist_result=False)
 def concat_flow(
-    in_files: list[str],
-    out_file: str,
-    max_loaded_elems: int = 100_000_000,
-    axis: int | str = 0,
-    join: str = "inner",
-    merge: str | None = None,
-    uns_merge: str | None = None,
-    label: str | None = None,
-    keys: list[bool | int | float | str] | None = None,
-    index_unique: str | None = None,
-    fill_value: bool | int | float | str | None = None,
-    pairwise: bool = False,
-    task_runner: str = "concurrent",
-    memory_budget: str | int = "1GiB",
-    overwrite: bool = False,
-    workers: int | None = None,
-    compression: str | None = "source",
-    storage_options: dict[str, str | bool] | None = None,
+    in_files: form.InFiles,
+    out_file: form.OutFile,
+    max_loaded_elems: form.LoadedElements = 100_000_000,
+    axis: form.ConcatAxis = 0,
+    join: form.ConcatJoin = "inner",
+    merge: form.MergeStrategy = None,
+    uns_merge: form.UnsMerge = None,
+    label: form.Label = None,
+    keys: form.InputKeys = None,
+    index_unique: form.IndexUnique = None,
+    fill_value: form.FillValue = None,
+    pairwise: form.Pairwise = False,
+    task_runner: form.TaskRunner = "concurrent",
+    memory_budget: form.MemoryBudget = "1GiB",
+    overwrite: form.Overwrite = False,
+    workers: form.Workers = None,
+    compression: form.ConcatCompression = "source",
+    storage_options: form.StorageOptions = None,
 ) -> str:
     """Concatenate AnnData files; the parameters are those of `prefect_cytotable.flows.concat.concat`.
 
     A `fill_value` that JSON cannot hold is a text: "nan", "inf", "-inf".
     """
-    arguments = {name: value for name, value in locals().items() if name != "task_runner"}
+    arguments = {name: value for name, value in locals().items() if name != form.RUNNER}
     return conductor.concat(arguments, task_runner)

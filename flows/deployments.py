@@ -64,6 +64,11 @@ DEPLOYMENTS = (
         limit=1,
     ),
     Deployment(
+        "concat",
+        f"{_FLOWS}.concat_orchestrated.concat_flow",
+        "AnnData files concatenated on disk, in bounded memory.",
+    ),
+    Deployment(
         "fetch",
         f"{_FLOWS}.fetch_flow.fetch_flow",
         "Rows and columns of obs or var of a SOMA experiment, such as the CELLxGENE Census, to one file.",

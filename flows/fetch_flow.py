@@ -84,5 +84,6 @@ def fetch_flow(
 
     The parameters are those of `prefect_cytotable.flows.fetch_obs`, in the order in which a form shows them.
     """
-    arguments = {name: value for name, value in locals().items() if name != "task_runner"}
+    # Named by `form`, and not by a text: see `prefect_cytotable.flows.orchestrated.convert_flow`.
+    arguments = {name: value for name, value in locals().items() if name != form.RUNNER}
     return fetch_conductor.fetch(arguments, task_runner)

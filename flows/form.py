@@ -14,10 +14,14 @@ from pydantic import Field, JsonValue, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from prefect_cytotable.flows.clusters import RUNNERS
+from prefect_cytotable.tasks.core.concat.model import Compression as ConcatCompressions
+from prefect_cytotable.tasks.core.concat.model import Join as ConcatJoins
+from prefect_cytotable.tasks.core.concat.model import Merge
 from prefect_cytotable.tasks.core.formats import COMPRESSIONS, ZARR_FORMATS
 from prefect_cytotable.tasks.core.layout import ALL_MODE, FILENAMES_MODE, METADATA_MODE
 from prefect_cytotable.tasks.core.model import Destination, Format, OnBadSource, Unmatched
 from prefect_cytotable.tasks.core.presets import preset_names
+from prefect_cytotable.tasks.core.reprocess.model import NewVersion
 from prefect_cytotable.tasks.core.soma.model import Axis, TableFormat
 
 RUNNER = "task_runner"
@@ -278,3 +282,115 @@ JoinIds = Annotated[
     shown("Joinids of a chunk", "Automatic: chunks of a remote store alone.", 1000000),
 ]
 VarJoinIds = Annotated[bool, shown("Joinids of var", "Write those too, to a file beside the destination.", False)]
+
+# --- concat -------------------------------------------------------------------------------------------------
+
+InFiles = Annotated[
+    list[str],
+    control(NAMES),
+    shown("Inputs", "AnnData files (.h5ad) and stores (.zarr), paths or URLs.", ["/data/a.h5ad", "/data/b.zarr"]),
+]
+OutFile = Annotated[
+    str, shown("Output", "The file or store to write, a path or a URL: .h5ad or .zarr.", "/data/all.h5ad")
+]
+LoadedElements = Annotated[
+    int, control(NUMBER), shown("Elements of a block", "At most; the memory budget may make them fewer.", 10000000)
+]
+ConcatAxis = Annotated[
+    int | str,
+    control(either(number={"type": "integer", "enum": [0, 1]}, name=choice(("obs", "var")))),
+    shown("Axis", "Along which inputs are put together: 0 or obs, 1 or var.", "obs"),
+]
+ConcatJoin = Annotated[
+    str,
+    control(choice(ConcatJoins)),
+    shown("Join", "Names of the other axis: of all inputs, or of any.", "outer"),
+]
+MergeStrategy = Annotated[
+    str | None,
+    control(either(**_NONE, strategy=choice(Merge))),
+    shown("Merge", "Elements along the other axis that are kept.", "same"),
+]
+UnsMerge = Annotated[
+    str | None,
+    control(either(**_NONE, strategy=choice(Merge))),
+    shown("Merge of uns", "Entries of uns that are kept.", "unique"),
+]
+Label = Annotated[
+    str | None,
+    control(either(**_NONE, column=TEXT)),
+    shown("Label", "A column that tells each row's input, by its key.", "plate"),
+]
+InputKeys = Annotated[
+    list[bool | int | float | str] | None,
+    control(either(**_AUTOMATIC, keys={"type": "array", "items": {"type": ["string", "number", "boolean"]}})),
+    shown("Keys", "One for each input; automatic: 0, 1, ...", ["plate1", "plate2"]),
+]
+IndexUnique = Annotated[
+    str | None,
+    control(either(**_NONE, text=TEXT)),
+    shown("Make names unique", "Text between a name and its input's key.", "-"),
+]
+FillValue = Annotated[
+    bool | int | float | str | None,
+    control(either(**_AUTOMATIC, number={"type": "number"}, text=TEXT, truth=ON_OFF)),
+    shown("Fill value", "Of an outer join; automatic: 0 in sparse arrays, nan in dense ones.", 0),
+]
+Pairwise = Annotated[bool, shown("Pairwise", "Keep obsp (or varp), as blocks on the diagonal.", True)]
+ConcatCompression = Annotated[
+    str | None,
+    control(either(kind=choice(ConcatCompressions), none=NONE)),
+    shown("Compression", "Of the large arrays in h5ad; source: as the inputs have them.", "gzip"),
+]
+
+# --- reprocess ----------------------------------------------------------------------------------------------
+
+SourceRoot = Annotated[
+    str, shown("Source root", "A folder or URL with a folder or a database for each plate.", "/data/screen")
+]
+DestinationRoot = Annotated[
+    str, shown("Destination root", "A folder or URL for a table of each plate, and their index.", "/data/tables")
+]
+ConvertOptions = Annotated[
+    dict[str, Any] | None,
+    control(either(**_NONE, options={"type": "object"})),
+    shown("Options of the conversion", "Any other arguments of convert, by name.", {"image_columns": "all"}),
+]
+Settle = Annotated[
+    str | float,
+    control(either(time=TEXT, seconds={"type": "number", "minimum": 0})),
+    shown("Settle", "How long a plate must have been left alone.", "10min"),
+]
+PlatesAtOnce = Annotated[
+    int, control(NUMBER), shown("Plates at once", "They share the memory budget and the workers.", 2)
+]
+Plates = Annotated[
+    str | list[str] | None,
+    control(either(all=NONE, patterns=NAMES)),
+    shown("Plates", "Names or patterns of those that count.", ["BR*"]),
+]
+Exclude = Annotated[
+    str | list[str] | None,
+    control(either(**_NONE, patterns=NAMES)),
+    shown("Exclude", "Names or patterns of what is left out.", ["test*"]),
+]
+PlatesWorkDir = Annotated[
+    str | None,
+    control(either(**_AUTOMATIC, folder=TEXT)),
+    shown("Work folder", "Where parts lie; automatic: a hidden folder in the destination.", "/scratch/parts"),
+]
+Keep = Annotated[
+    str | int, control(SIZE), shown("Keep", "Size of the finished chunks that stay for later runs.", "20GiB")
+]
+KeepDays = Annotated[
+    float,
+    control({"type": "number", "minimum": 0}),
+    shown("Days to keep", "How long chunks stay that no run has used.", 30),
+]
+VersionChange = Annotated[
+    str,
+    control(choice(NewVersion)),
+    shown("New version", "What it does with plates that an earlier version converted.", "keep"),
+]
+OverwriteUnknown = Annotated[bool, shown("Overwrite", "Replace outputs that the index does not know.", False)]
+DryRun = Annotated[bool, shown("Dry run", "Tell only what would be done.", True)]

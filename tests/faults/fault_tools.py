@@ -252,8 +252,9 @@ class Place:
         return {path.stem for path in self.work.glob("records/*.json") if not path.name.startswith(TEMPORARY)}
 
     def listing(self) -> list[str]:
-        """Everything beside the output, hidden things too."""
-        return sorted(path.relative_to(self.out.parent).as_posix() for path in self.out.parent.rglob("*"))
+        """Everything where the output is, hidden things too, but for the page that is written beside it."""
+        found = {path.relative_to(self.out.parent).as_posix() for path in self.out.parent.rglob("*")}
+        return sorted(found - {"cells.report.html"})
 
 
 @dataclass(frozen=True)

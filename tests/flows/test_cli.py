@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -133,7 +134,7 @@ def test_a_defect_is_said_to_be_one(sites: Path, out: Path, monkeypatch: pytest.
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(cli, "convert", broken)
+    monkeypatch.setattr(import_module("prefect_cytotable.flows.convert"), "convert", broken)
     assert cli.main(["convert", str(sites), str(out)]) == 1
     with pytest.raises(RuntimeError):
         cli.main(["convert", str(sites), str(out), "--debug"])
@@ -145,7 +146,7 @@ def test_a_defect_in_words(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(cli, "convert", broken)
+    monkeypatch.setattr(import_module("prefect_cytotable.flows.convert"), "convert", broken)
     cli.main(["convert", str(sites), str(out)])
     told = capsys.readouterr().err
     assert "error: RuntimeError: unforeseen" in told
@@ -383,7 +384,7 @@ def test_help_lists_every_command() -> None:
         "cache",
     }
     for name in parsers():
-        assert re.search(rf"^ +{name} +\S", done.stdout, re.MULTILINE)
+        assert re.search(rf"^ +{name}\s+\S", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from prefect_cytotable.flows import convert, deployments, fetch_obs, reprocess, server
+from prefect_cytotable.flows import concat, convert, deployments, fetch_obs, reprocess, server
 from prefect_cytotable.flows.clusters import RUNNERS
 from prefect_cytotable.flows.deployments import DEPLOYMENTS, Deployment
 from prefect_cytotable.flows.remembered import ServerError
@@ -26,7 +26,12 @@ from prefect_cytotable.tasks.core.presets import preset_names
 from prefect_cytotable.tasks.core.roots import ROOTS, OutsideRootsError
 
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"
-FUNCTIONS: dict[str, Callable[..., Any]] = {"convert": convert, "reprocess": reprocess, "fetch": fetch_obs}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "convert": convert,
+    "reprocess": reprocess,
+    "concat": concat,
+    "fetch": fetch_obs,
+}
 """The function whose arguments a deployed flow takes, by the deployment's name."""
 
 EACH = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: one.name)
@@ -114,7 +119,7 @@ def test_the_form_can_be_sent_as_it_is_shown(deployment: Deployment) -> None:
     """The UI sends each default, and null for a field without one: the server has to take that."""
     schema = parameter_schema(deployment.flow()).model_dump()
     shown = {name: one["default"] for name, one in fields(deployment).items() if "default" in one}
-    asked = dict.fromkeys(schema["required"], "x")
+    asked = {name: ["x"] if schema["properties"][name]["type"] == "array" else "x" for name in schema["required"]}
     assert set(shown) | set(asked) == set(schema["properties"])
     assert not validate(asked | shown, schema)
 

@@ -95,8 +95,8 @@ def test_a_conversion_has_a_profile(before: tuple[Path, subprocess.CompletedProc
     assert made.peaks.allocations is not None
     assert made.peaks.allocations > 1000
     assert sum(site.size for site in made.sites) == made.peaks.allocated == made.peaks.allocated_sum
-    assert {"gather", "inspect", "plan", "report", "write"} < {one.name for one in made.tasks}
-    assert len(made.tasks) == 6, "one chunk beside the stages"
+    assert {"gather", "inspect", "plan", "report", "write", "page"} < {one.name for one in made.tasks}
+    assert len(made.tasks) == 7, "one chunk beside the stages"
     assert done.stdout == ""
     assert re.search(r"^  peak allocated +[\d.]+ [MG]iB  memray$", done.stderr, re.MULTILINE)
     assert re.search(r"^  peak resident +[\d.]+ MiB  RSS of", done.stderr, re.MULTILINE)

@@ -131,7 +131,8 @@ def judged(
             with pq.ParquetFile(out) as file:
                 table = file.read(use_threads=False)
             assert [one.rows for one in outcome.files] == [table.num_rows]
-            assert list(out.parent.iterdir()) == [out], sorted(out.parent.rglob("*"))
+            page = out.with_name(f"{out.stem}.report.html")
+            assert sorted(out.parent.iterdir()) == [out, page], sorted(out.parent.rglob("*"))
             verdict.table(outcome, table)
         if example.again:
             _run_again(root, out, arguments, outcome)

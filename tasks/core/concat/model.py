@@ -10,6 +10,9 @@ Scalar = bool | int | float | str
 OBS, VAR = "obs", "var"
 AXES = (OBS, VAR)
 
+MAX_LOADED_ELEMS = 100_000_000
+"""anndata's default."""
+
 
 class StoreFormat(StrEnum):
     """How an AnnData object lies on disk."""

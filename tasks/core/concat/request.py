@@ -19,6 +19,7 @@ from prefect_cytotable.tasks.core.concat.model import (
     Scalar,
     StoreFormat,
 )
+from prefect_cytotable.tasks.core.concat.model import MAX_LOADED_ELEMS as MAX_LOADED_ELEMS
 from prefect_cytotable.tasks.core.errors import ArgumentError, CytotableError, SourceNotFoundError, nearest
 from prefect_cytotable.tasks.core.places import (
     check_options_fit,
@@ -35,8 +36,6 @@ InFiles = Sequence[str | Path] | Mapping[str, str | Path]
 
 SUFFIXES = {".h5ad": StoreFormat.H5AD, ".zarr": StoreFormat.ZARR}
 
-MAX_LOADED_ELEMS = 100_000_000
-"""anndata's default."""
 
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """Numbers that no JSON can hold, as a flow's parameters have them."""
