@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from prefect_cytotable.flows.concat import concat
 from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
-from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Chunks
+from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Place
 from prefect_cytotable.tasks.core.concat.packing import BEGUN
 from prefect_cytotable.tasks.core.concat.reading import DirectRows, opened_rows
 from prefect_cytotable.tasks.core.errors import ArgumentError, BadSourceError
@@ -113,9 +112,8 @@ def test_hdf5_past_hdf5(kind: str, options: dict[str, Any], tmp_path: Path) -> N
         if not options:
             file.create_dataset("holes", values.shape, kind, chunks=(5, 4)[: values.ndim], fillvalue=1)
     direct = "lzf" not in options.values() and "fletcher32" not in options
-    with ExitStack() as stack:
-        file = stack.enter_context(h5py.File(tmp_path / "a.h5"))
-        assert (H5Chunks.of(file["x"], stack) is not None) == direct
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert (H5Place.of(file["x"]) is not None) == direct
     with opened_rows(str(tmp_path / "a.h5"), "h5ad", ("x",), 1 << 16) as (rows,):
         check(rows, values)
     if not options:

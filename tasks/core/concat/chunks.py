@@ -36,6 +36,9 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 BLOSC_HEADER = 16
 """Bytes; the decoded length stands at 4, the stored one at 12."""
 
+HEAD = 4096
+"""Bytes of a chunk that are looked at first: hardly one that is not all zero begins with so many."""
+
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -180,7 +183,8 @@ class ChunkFiles(Chunked):
     def encoded(self, chunk: Array) -> bytes | None:
         """A chunk as it is stored; None where it is not, because it holds the fill value (zero, bit for bit) alone."""
         whole = np.ascontiguousarray(chunk)
-        if not whole.reshape(-1).view(np.uint8).any():
+        plain = whole.reshape(-1).view(np.uint8)
+        if not plain[:HEAD].any() and not plain.any():
             return None
         return whole.tobytes() if self.codec is None else _bytes(self.codec.encode(whole))
 

@@ -19,6 +19,10 @@ SMALLEST_BAND = 1 << 16
 """Bytes that are read at a time where many inputs are open at once."""
 
 
+NEAR = 1 << 18
+"""Bytes of rows whose columns are taken at a time: what surely fits the processor's nearer caches."""
+
+
 class Opened:
     """The sources of an array, opened when they are needed, and one at a time where that is enough.
 
@@ -120,10 +124,16 @@ def _stack(block: Array, low: int, high: int, source: Source, number: int, sourc
 def take_columns(part: Array, found: Array, indexer: NDArray[np.int64], fill: Any) -> None:
     """`part` becomes the columns of `found` that `indexer` names, and `fill` where that is -1."""
     lacking = np.flatnonzero(indexer < 0)
-    if part.dtype == found.dtype and part.flags.c_contiguous:
-        np.take(found, indexer, axis=1, out=part, mode="clip")
-    else:
-        part[...] = np.take(found, indexer, axis=1, mode="clip")
+    direct = part.dtype == found.dtype and part.flags.c_contiguous
+    step = max(NEAR * len(found) // max(found.nbytes, 1), 1)
+    for low in range(0, len(found), step):
+        rows = found[low : low + step]
+        if rows.flags.c_contiguous:
+            rows.reshape(-1).view(np.uint8).max(initial=0)  # brings them near in order, and taking finds them there
+        if direct:
+            np.take(rows, indexer, axis=1, out=part[low : low + step], mode="clip")
+        else:
+            part[low : low + step] = np.take(rows, indexer, axis=1, mode="clip")
     if len(lacking):
         part[:, lacking] = fill
 

@@ -76,11 +76,10 @@ def write_frame(
         columns.append(frame.label)
     if RESERVED in columns:
         raise LayoutError(f"{frame.path}: a column is called {RESERVED!r}, which is the index's name. Rename it.")
-    group.attrs["encoding-type"] = "dataframe"
-    group.attrs["encoding-version"] = "0.2.0"
-    group.attrs["column-order"] = columns
-    group.attrs["_index"] = _write_index(group, columns, index, inputs, options, format)
-    extents = [_extent(inputs.root(number), index) for number in range(len(inputs.all))]
+    stored = _write_index(group, columns, index, inputs, options, format)
+    told = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": columns, "_index": stored}
+    group.attrs.update(told)
+    extents = [_extent(one, index) for one in inputs.all]
     for name in columns:
         if name == frame.label:
             codes = np.repeat(np.arange(len(extents), dtype=_codes_type(len(extents))), extents)
@@ -94,10 +93,10 @@ def _codes_type(count: int) -> np.dtype[Any]:
     return np.min_scalar_type(-max(count, 1))
 
 
-def _extent(root: Group, path: str) -> int:
-    frame = root[path]
-    stored = frame[index_name(frame)]
-    return int(stored.shape[0]) if hasattr(stored, "shape") else len(read_elem(stored))
+def _extent(one: Input, path: str) -> int:
+    found = one.element(path)
+    assert found is not None, (one.path, path)
+    return found.shape[0]
 
 
 def _write_index(
@@ -108,7 +107,7 @@ def _write_index(
     names = {index_name(inputs.root(number)[path]) for number in numbers}
     name = names.pop() if len(names) == 1 else RESERVED
     name = RESERVED if name in columns else name
-    total = sum(_extent(inputs.root(number), path) for number in numbers)
+    total = sum(_extent(one, path) for one in inputs.all)
     target = _text_array(group, name, total, format)
     done = 0
     for piece in _pieces(path, inputs, options):
@@ -122,7 +121,7 @@ def _pieces(path: str, inputs: Inputs, options: Options) -> Iterator[NDArray[np.
     held: list[Any] = []
     for number, key in enumerate(options.keys):
         suffix = "" if options.index_unique is None else f"{options.index_unique}{key}"
-        for names in _names(inputs.root(number)[path]):
+        for names in _names(inputs.root(number)[path], options.format is StoreFormat.H5AD and not suffix):
             held += [name + suffix for name in names] if suffix else list(names)
             while len(held) >= PIECE:
                 yield np.array(held[:PIECE], dtype=object)
@@ -131,16 +130,20 @@ def _pieces(path: str, inputs: Inputs, options: Options) -> Iterator[NDArray[np.
         yield np.array(held, dtype=object)
 
 
-def _names(frame: Group) -> Iterator[Any]:
-    """The index of a frame, so many names at a time."""
+def _names(frame: Group, encoded: bool) -> Iterator[Any]:
+    """The index of a frame, so many names at a time; where `encoded`, the bytes of each as HDF5 has them."""
     name = index_name(frame)
     stored = frame[name]
     if encoding(stored) != "string-array":
         yield as_names(read_elem(stored), name)
         return
-    texts = stored.asstr() if isinstance(stored, h5py.Dataset) else stored
+    of_hdf5 = isinstance(stored, h5py.Dataset)
+    texts = stored.asstr() if of_hdf5 and not encoded else stored
     for low in range(0, stored.shape[0], PIECE):
-        yield np.asarray(texts[low : low + PIECE], dtype=object)
+        found = np.asarray(texts[low : low + PIECE], dtype=object)
+        if of_hdf5 and encoded:
+            b"\n".join(found).decode()  # a name that is no UTF-8 is an error, here as elsewhere
+        yield found
 
 
 def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> Any:
@@ -160,8 +163,7 @@ def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> An
             filters=[VLenUTF8()] if old else None,
             fill_value="" if old else None,
         )
-    array.attrs["encoding-type"] = "string-array"
-    array.attrs["encoding-version"] = "0.2.0"
+    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     return array
 
 
@@ -201,11 +203,31 @@ def _has(element: Element | None, name: str) -> bool:
 def _decided(parts: Sequence[Any], name: str) -> Any:
     """The type that anndata gives to a column: it unites categories and makes room for missing truth values."""
     objects = []
-    for one in parts:
+    for one in _distinct(parts):
         frame = pd.DataFrame(index=["one"]) if one is None else one.head(1).to_frame(name)
         frame.index = frame.index.astype(str)
         objects.append(anndata.AnnData(obs=frame))
     return concatenated(objects, f"the column {name!r}", join="outer").obs[name].dtype
+
+
+def _distinct(parts: Sequence[Any]) -> list[Any]:
+    """Parts of a column without those whose type another one has: each costs a small AnnData object."""
+    found: list[Any] = []
+    for one in parts:
+        if not any(_same_type(one, other) for other in found):
+            found.append(one)
+    return found
+
+
+def _same_type(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    if bool(len(one)) is not bool(len(other)):
+        return False
+    if isinstance(one.dtype, pd.CategoricalDtype) and isinstance(other.dtype, pd.CategoricalDtype):
+        mine, its = one.dtype.categories, other.dtype.categories
+        return one.dtype.ordered == other.dtype.ordered and mine.dtype == its.dtype and bool(mine.equals(its))
+    return bool(one.dtype == other.dtype == bool)
 
 
 def _categories(parts: Sequence[Any], extents: list[int], dtype: Any) -> Any:

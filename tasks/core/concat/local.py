@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from prefect_cytotable.tasks.core.concat import pipeline
-from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobResult, Layout, Options, Plan
+from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobResult, Layout, Options, Plan, StoreFormat
 from prefect_cytotable.tasks.core.concat.plan import plan_concat
 from prefect_cytotable.tasks.core.concat.prepare import prepare
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
@@ -18,6 +19,9 @@ from prefect_cytotable.tasks.core.concat.work import write_job_with_retries
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
 from prefect_cytotable.tasks.core.processes import end_with_run
+
+FLUSH = 1 << 25
+"""Bytes of blocks after which those go to the disk."""
 
 
 class LocalCaller:
@@ -62,7 +66,7 @@ class LocalCaller:
         for attempt in range(1, POOL_ATTEMPTS + 1):
             waiting = [job.number for job in layout.jobs if job.number not in done]
             try:
-                yield from _pooled(self._pool(workers), layout.folder, waiting)
+                yield from _flushed(_pooled(self._pool(workers), layout.folder, waiting), layout)
                 return
             except BrokenProcessPool as error:
                 if attempt == POOL_ATTEMPTS:
@@ -86,6 +90,23 @@ class LocalCaller:
     def say(self, text: str) -> None:
         """Tell the user something."""
         self._progress.say(text)
+
+
+def _flushed(results: Iterator[JobResult], layout: Layout) -> Iterator[JobResult]:
+    """The same results. What they wrote into an h5ad file goes to the disk meanwhile, not all of it at the end."""
+    if layout.format is not StoreFormat.H5AD:
+        yield from results
+        return
+    descriptor, written = os.open(layout.output, os.O_RDONLY), 0
+    try:
+        for result in results:
+            yield result
+            written += result.size
+            if written >= FLUSH:
+                os.fdatasync(descriptor)
+                written = 0
+    finally:
+        os.close(descriptor)
 
 
 def _pooled(pool: Executor, folder: str, numbers: list[int]) -> Iterator[JobResult]:

@@ -250,7 +250,8 @@ class _Draft:
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             known = next((part.element.chunks for part in parts if part.element and part.element.chunks), ())
             widest = max(_row(part.element) for part in parts) if axis == 0 else 0
-            kind, chunks = Kind.DENSE, dense_chunks(shape, dtype.itemsize, known, self._block, widest)
+            renamed = any(part.indexer for part in parts)
+            kind, chunks = Kind.DENSE, dense_chunks(shape, dtype.itemsize, known, self._block, widest, renamed)
         else:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)

@@ -33,10 +33,11 @@ from prefect_cytotable.tasks.core.concat.model import (
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, forget_names, join_names
 from prefect_cytotable.tasks.core.concat.plan import indexers, width_indexer
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.sizes import job_rows
+from prefect_cytotable.tasks.core.concat.sizes import job_rows, keep_freed_memory
 from prefect_cytotable.tasks.core.concat.sparse import SparseSources, count_entries
 from prefect_cytotable.tasks.core.concat.stores import Group, quiet
 from prefect_cytotable.tasks.core.concat.turn import make_csr
+from prefect_cytotable.tasks.core.concat.zarr_store import DirectStore, create_store
 from prefect_cytotable.tasks.core.places.files import whole
 
 LAYOUT = "layout.json"
@@ -57,6 +58,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
     Raises:
         CytotableError: Something does not fit, or an input is damaged.
     """
+    keep_freed_memory()
     options = plan.options
     folder.mkdir(parents=True)
     (folder / "records").mkdir()
@@ -99,26 +101,29 @@ def _created(output: Path, plan: Plan) -> Iterator[Group]:
         with h5py.File(output, "w") as file:
             yield _encoded(file, "anndata", "0.1.0")
     else:
-        yield _encoded(
-            zarr.open_group(output, mode="w", zarr_format=2 if plan.zarr_format == 2 else 3), "anndata", "0.1.0"
-        )
+        yield _encoded(create_store(output, plan.zarr_format), "anndata", "0.1.0")
 
 
 def _encoded(node: Any, kind: str, encoding_version: str) -> Any:
-    node.attrs["encoding-type"] = kind
-    node.attrs["encoding-version"] = encoding_version
+    node.attrs.update({"encoding-type": kind, "encoding-version": encoding_version})
     return node
+
+
+def _group(parent: Group, name: str, kind: str, format: StoreFormat, encoding_version: str = "0.1.0") -> Group:
+    """A new group. zarr takes its attributes with it, which spares turns of its event loop."""
+    if format is StoreFormat.ZARR:
+        return parent.create_group(name, attributes={"encoding-type": kind, "encoding-version": encoding_version})
+    return _encoded(parent.create_group(name), kind, encoding_version)
 
 
 def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any], inputs: Inputs) -> None:
     """Names, data frames, `uns`, and what else is put together in memory."""
     options = plan.options
     for mapping in ("layers", "obsm", "varm", "obsp", "varp"):
-        write_elem(root, mapping, {})
+        _group(root, mapping, "dict", options.format)
     raw = any(array.path == "raw/X" for array in plan.arrays) or any(one.path == "raw/X" for one in plan.others)
     if raw:
-        _encoded(root.create_group("raw"), "raw", "0.1.0")
-        write_elem(root, "raw/varm", {})
+        _group(_group(root, "raw", "raw", options.format), "varm", "dict", options.format)
         if options.axis == 0:
             write_elem(root, "raw/var", pd.DataFrame(index=joined[RAW].names))
     merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
@@ -167,7 +172,7 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
         chunks = (min(array.chunks[0], nnz),)
         layout = replace(layout, chunk=chunks[0], chunks=chunks, compression=array.compression)
     np.save(folder / layout.indptr, indptr, allow_pickle=False)
-    group = _encoded(parent.create_group(name), _ENCODINGS[array.kind], "0.1.0")
+    group = _group(parent, name, _ENCODINGS[array.kind], format)
     group.attrs["shape"] = list(array.shape)
     for dataset, dtype in (("data", layout.dtype), ("indices", layout.index_dtype)):
         _empty(group, dataset, (layout.nnz,), dtype, layout.chunks, format, layout.compression)
@@ -291,6 +296,6 @@ def finish_output(layout: Layout) -> None:
     """What comes after the last block: in zarr one file with all metadata, in h5ad the chunks that are compressed."""
     if layout.format is StoreFormat.ZARR:
         with quiet():
-            zarr.consolidate_metadata(layout.output)
+            zarr.consolidate_metadata(DirectStore(Path(layout.output)))
     else:
         packing.pack(layout)

@@ -47,9 +47,11 @@ def probe_aligned(elements: Sequence[Element | None], missing: Sequence[int], op
     Raises:
         LayoutError: anndata cannot put them together.
     """
-    names = _few_names(missing)
+    few = _few([(element and (element.kind, element.dtype), min(max(count, -1), 1))
+                for element, count in zip(elements, missing, strict=True)])  # fmt: skip
+    names = _few_names([missing[number] for number in few])
     objects = []
-    for element, own in zip(elements, names, strict=True):
+    for element, own in zip([elements[number] for number in few], names, strict=True):
         axes = (["one"], own) if options.axis == 0 else (own, ["one"])
         arrays = {PROBED: _tiny(element, (len(axes[0]), len(axes[1])))} if element else {}
         frames = [pd.DataFrame(index=pd.Index(axis, dtype=object)) for axis in axes]
@@ -82,6 +84,15 @@ def probe_pairwise(elements: Sequence[Element | None], options: Options) -> Prob
         arrays = {PROBED: _tiny(element, (1, 1))} if element else {}
         objects.append(anndata.AnnData(obs=pd.DataFrame(index=["one"]), obsp=arrays))
     return _probed(objects, options, elements, lambda result: result.obsp[PROBED], axis=0)
+
+
+def _few(kinds: Sequence[Any]) -> list[int]:
+    """The first two of each kind: more of them would not change what anndata makes of all.
+
+    >>> _few(["a", "b", "a", "a", "b", "b"])
+    [0, 1, 2, 4]
+    """
+    return [number for number, kind in enumerate(kinds) if kinds[:number].count(kind) < 2]
 
 
 def _few_names(missing: Sequence[int]) -> list[list[str]]:

@@ -7,18 +7,17 @@ descriptor all of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat.chunks import Chunked, ChunkFiles
-from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Chunks
+from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Chunks, H5Place, places_of
 from prefect_cytotable.tasks.core.concat.model import StoreFormat
 from prefect_cytotable.tasks.core.concat.stores import opened
 from prefect_cytotable.tasks.core.errors import BadSourceError
@@ -161,39 +160,41 @@ class DirectRows:
         return self._kept[1]
 
 
-def rows_of(array: Any, band_bytes: int, stack: ExitStack) -> Rows:
-    """The rows of an array of h5py or zarr."""
-    if getattr(array, "id", None) is not None and array.chunks is None and array.dtype.kind in "iufc":
-        offset = array.id.get_offset()
-        if offset is not None:
-            return PlainRows(array.file.filename, offset, tuple(map(int, array.shape)), array.dtype, stack)
-    direct = H5Chunks.of(array, stack) if isinstance(array, h5py.Dataset) else None
-    return _direct(direct, band_bytes) or ChunkedRows(array, band_bytes)
-
-
 @contextmanager
 def opened_rows(file: str, format: str, names: tuple[str, ...], band_bytes: int) -> Iterator[tuple[Rows, ...]]:
     """Several arrays of one file, or of one folder of plain arrays (format "raw")."""
     with ExitStack() as stack:
         if format == "raw":
             yield tuple(_plain(Path(file) / f"{name.rpartition('/')[2]}.npy", stack) for name in names)
+            return
+        found: list[Rows | None]
+        if format == StoreFormat.ZARR:
+            found = [_as_files(Path(file) / name, band_bytes) for name in names]
         else:
-            found = [_as_files(Path(file) / name, band_bytes) if format == StoreFormat.ZARR else None for name in names]
-            root: Any = None if all(found) else stack.enter_context(opened(file, StoreFormat(format)))
-            yield tuple(one or rows_of(root[name], band_bytes, stack) for one, name in zip(found, names, strict=True))
+            found = [_placed(place, band_bytes, stack) for place in places_of(file, names)]
+        root: Any = None if all(found) else stack.enter_context(opened(file, StoreFormat(format)))
+        yield tuple(one or ChunkedRows(root[name], band_bytes) for one, name in zip(found, names, strict=True))
+
+
+def _placed(place: H5Place | None, band_bytes: int, stack: ExitStack) -> Rows | None:
+    """The rows of a dataset, read past HDF5; None where only that can."""
+    if place is None:
+        return None
+    if not place.chunks:
+        return PlainRows(place.file, place.offset, place.shape, place.dtype, stack)
+    return _direct(place, band_bytes, lambda: H5Chunks(place, stack))
 
 
 def _as_files(folder: Path, band_bytes: int) -> Rows | None:
     """The rows of a zarr array, read past zarr; None where only zarr can."""
-    return _direct(ChunkFiles.of(folder), band_bytes)
+    files = ChunkFiles.of(folder)
+    return None if files is None else _direct(files, band_bytes, lambda: files)
 
 
-def _direct(chunked: Chunked | None, band_bytes: int) -> DirectRows | None:
+def _direct(found: ChunkFiles | H5Place, band_bytes: int, chunked: Callable[[], Chunked]) -> DirectRows | None:
     """Rows that are read chunk by chunk, where a row of chunks is not much larger than a band."""
-    if chunked is None:
-        return None
-    row = int(np.prod(chunked.shape[1:], dtype=np.int64)) * chunked.dtype.itemsize
-    return DirectRows(chunked) if chunked.chunks[0] * row <= TALLEST * max(band_bytes, row) else None
+    row = int(np.prod(found.shape[1:], dtype=np.int64)) * found.dtype.itemsize
+    return DirectRows(chunked()) if found.chunks[0] * row <= TALLEST * max(band_bytes, row) else None
 
 
 def _plain(path: Path, stack: ExitStack) -> Rows:

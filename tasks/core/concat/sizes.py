@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -19,6 +20,9 @@ WORKER_BASE = {"local": 170 * MIB, "orchestrated": 290 * MIB}
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 4 * MIB, MIB // 2
 """Bytes of an array that a block takes at a time."""
+
+LARGEST_FREED = 4 * LARGEST_BLOCK
+"""Bytes of a freed piece of memory that stays with the process."""
 
 COPIES = 5
 """Peak bytes of a block over that: two bands of the input, a read across them, the block, what the encoder holds."""
@@ -49,7 +53,7 @@ def block_bytes(options: Options) -> int:
 
 
 def dense_chunks(
-    shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int, widest: int = 0
+    shape: tuple[int, ...], itemsize: int, known: tuple[int, ...], block: int, widest: int = 0, renamed: bool = False
 ) -> tuple[int, ...]:
     """The chunks of a dense array in zarr: those of the input where they suit, so that whole chunks meet whole ones.
 
@@ -59,21 +63,37 @@ def dense_chunks(
         known: Chunks of an input.
         block: Bytes that a block takes at a time.
         widest: Bytes of the widest row of an input.
+        renamed: Whether columns are not those of the inputs, whose chunks then mean less than how many files there are.
 
     >>> dense_chunks((10_000, 5_000), 4, (500, 500), 1 << 23)
     (419, 500)
     >>> dense_chunks((10_000, 50), 8, (), 1 << 23)
     (2621, 50)
+    >>> dense_chunks((10_000, 1_500), 4, (500, 500), 1 << 22, 20_000, renamed=True)
+    (209, 1500)
     """
     width = max(int(np.prod(shape[1:], dtype=np.int64)) * itemsize, itemsize, widest)
     rows = max(min(block // width, CHUNK // (width if width < SMALLEST_CHUNK else 1) or 1, shape[0]), 1)
     if known:
         rows = max(min(known[0], block // width, shape[0]), 1)
     inner = [max(size, 1) for size in shape[1:]]
-    columns = known[1] if known and SMALLEST_CHUNK <= rows * known[1] * itemsize <= 4 * CHUNK else 0
     rest = int(np.prod(inner[1:], dtype=np.int64)) * itemsize
+    columns = known[1] if known and SMALLEST_CHUNK <= rows * known[1] * itemsize <= 4 * CHUNK else 0
+    if renamed:
+        columns *= max(CHUNK // max(rows * columns * rest, 1), 1)
+        columns = inner[0] if rows * inner[0] * rest <= 2 * CHUNK else columns
     columns = min(columns or max(CHUNK // max(rows * rest, 1), 1), inner[0])
     return (rows, columns, *inner[1:])
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the allocator keep the buffers of a block for the next one, once for this process.
+
+    The C library gives larger pieces than it has seen freed back to the system, page by page; blocks spend up to half
+    of the system's time on getting them again. A piece that is never touched, and freed, tells it otherwise.
+    """
+    np.empty(LARGEST_FREED, np.uint8)
 
 
 def sparse_chunk(block: int) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
+from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
+from prefect_cytotable.tasks.core.concat.zarr_store import open_store
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -49,7 +50,7 @@ def format_of(path: Path) -> StoreFormat:
 def opened(path: str | Path, format: StoreFormat) -> Iterator[Group]:
     """The root group of an AnnData file, to be read."""
     if format is StoreFormat.ZARR:
-        yield zarr.open_group(path, mode="r")
+        yield open_store(Path(path))
         return
     try:
         file = h5py.File(path, "r")
@@ -73,6 +74,9 @@ def look(path: str) -> Input:
         names: list[str] = []
         mark, size = _state_of_zarr(place, names)
         check_zarr(place, names)
+        nodes = read_nodes(place, names)
+        if nodes is not None and _text(nodes.attrs.get("encoding-type")) == "anndata":
+            return _described(path, format, nodes, mark, size)
     else:
         stat = place.stat()
         mark, size = f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size
@@ -103,8 +107,8 @@ def _state_of_zarr(path: Path, names: list[str]) -> tuple[str, int]:
 
 
 def _described(path: str, format: StoreFormat, root: Group, mark: str, size: int) -> Input:
-    shape = tuple(_length(root, name, path) for name in (OBS, VAR))
-    elements = [describe(root, name, path) for name in (OBS, VAR)]
+    elements = [_annotation(root, name, path) for name in (OBS, VAR)]
+    shape = tuple(one.shape[0] for one in elements)
     if "X" in root and encoding(root["X"]) != "null":
         elements.append(describe(root, "X", path))
     has_raw = "raw" in root and encoding(root["raw"]) != "null"
@@ -122,10 +126,14 @@ def _described(path: str, format: StoreFormat, root: Group, mark: str, size: int
         elements=tuple(elements),
         uns=_in_memory(root["uns"]) if "uns" in root else 0,
         has_raw=has_raw,
-        zarr_format=root.metadata.zarr_format if format is StoreFormat.ZARR else 0,
+        zarr_format=_zarr_format(root) if format is StoreFormat.ZARR else 0,
     )
     _check_shapes(found)
     return found
+
+
+def _zarr_format(root: Group) -> int:
+    return root.zarr_format if isinstance(root, ZarrNode) else int(root.metadata.zarr_format)
 
 
 def _check_shapes(one: Input) -> None:
@@ -155,12 +163,11 @@ def index_name(frame: Group) -> str:
     return _text(frame.attrs["_index"])
 
 
-def _length(root: Group, name: str, path: str) -> int:
-    try:
-        frame = root[name]
-        found = _rows(frame[index_name(frame)])
-    except KeyError as error:
-        raise BadSourceError(path, f"{name} is missing, or is no data frame", REWRITE) from error
+def _annotation(root: Group, name: str, path: str) -> Element:
+    """The data frame of an axis."""
+    found = describe(root, name, path) if name in root else None
+    if found is None or found.kind is not Kind.FRAME:
+        raise BadSourceError(path, f"{name} is missing, or is no data frame", REWRITE)
     return found
 
 

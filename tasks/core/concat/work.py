@@ -12,6 +12,7 @@ import msgspec
 from prefect_cytotable.tasks.core.concat.dense import write_dense
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Job, JobResult, Kind, Layout
 from prefect_cytotable.tasks.core.concat.prepare import load_known_layout
+from prefect_cytotable.tasks.core.concat.sizes import keep_freed_memory
 from prefect_cytotable.tasks.core.concat.sparse import write_sparse
 from prefect_cytotable.tasks.core.concat.targets import opened_targets
 from prefect_cytotable.tasks.core.places.files import whole
@@ -47,6 +48,7 @@ def _checksum(layout: Layout, array: ArrayLayout, job: Job) -> int:
 
 def write_job(folder: str, number: int) -> JobResult:
     """Write job `number` of the layout in `folder`, unless that is done."""
+    keep_freed_memory()
     layout = _layout(folder)
     job = layout.jobs[number]
     if done := done_before(layout, job):
