@@ -76,8 +76,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
     return converted
 
 
-LONG = ("faults", "service", "flows/test_orchestrated", "flows/test_ui", "reprocess", "properties", "concat", "profile")
-"""Folders and files whose tests wait for servers, or try many examples: begun first, so that none of them is last."""
+LONG = (
+    "faults",
+    "service",
+    "flows/test_orchestrated",
+    "flows/test_ui",
+    "reprocess",
+    "properties",
+    "concat",
+    "profile",
+    "places",
+)
+"""Tests that wait for servers or try many examples: begun first, so that none of them is the last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,9 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="the local server and SIGKILL are for POSIX systems"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server for the tests of one worker."""
+    """A server for the tests of one file: a longer one would be found by runs of other tests."""
     folder = tmp_path_factory.mktemp("served")
     port = free_port()
     settings = {PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_HOME: folder / "user"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fault_line import Line
-from fault_tools import SQLITE, Ear, Place, Served, environment, free_port, whole_chunks
+from fault_tools import MOMENTS, SQLITE, Ear, Place, Served, environment, free_port, whole_chunks
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 from small import plan_source, tables, write_sqlite
 
@@ -26,6 +26,9 @@ from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.sources import sqlite_file
 from prefect_cytotable.tasks.core.store import LocalStore
 from prefect_cytotable.tasks.core.work import PlanPlace, convert_jobs, may_pass
+
+SLOW = ["process"]
+"""The runner whose workers are apart, which stands for the others where not all kills are asked for (MOMENTS)."""
 
 
 class Meddler(Ear):
@@ -120,7 +123,7 @@ def test_a_task_that_kills_every_worker_is_told() -> None:
 # --- the server ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runner", ["concurrent", "process"])
+@pytest.mark.parametrize("runner", ["concurrent", *SLOW] if MOMENTS else SLOW)
 def test_a_server_that_stops_and_starts_again_under_a_run(
     runner: str, served: Served, plate: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
@@ -186,7 +189,7 @@ for _ in range(3):
 """
 
 
-@pytest.mark.parametrize("runner", ["concurrent", "process"])
+@pytest.mark.parametrize("runner", ["concurrent", *SLOW] if MOMENTS else SLOW)
 def test_a_database_that_others_lock_again_and_again(
     runner: str, served: Served, plate: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
@@ -258,7 +261,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
+@pytest.mark.parametrize("runner", ["concurrent", *SLOW, "dask"] if MOMENTS else SLOW)
 def test_a_disk_that_fills_up(
     runner: str,
     served: Served,

@@ -35,14 +35,13 @@ from prefect_cytotable.tasks.core.model import Chunk
 
 SHARE = {
     ("concurrent", True): 1,
-    ("process", True): 1,
-    ("dask", True): 1,
-    ("concurrent", False): 1,
     ("process", False): 1,
+    ("dask", True): 1,
 }
-"""Moments of each kind of run (runner, with a server) in a test run. Dask without a server starts one for each run."""
+"""Moments of some kinds of run (runner, with a server) in a test run; CYTOTABLE_FAULT_MOMENTS asks for every kind."""
 
-KINDS = [*SHARE, ("dask", False)] if MOMENTS else [*SHARE]
+EVERY = [(runner, with_server) for with_server in (True, False) for runner in ("concurrent", "process", "dask")]
+KINDS = EVERY if MOMENTS else [*SHARE]
 CASES = [
     pytest.param(runner, with_server, moment, id=f"{runner}-{'served' if with_server else 'local'}-{number}")
     for runner, with_server in KINDS
