@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.arrays import to_numpy
+from prefect_cytotable.tasks.core.arrays import empty, from_numpy, to_numpy
 
 
 class Labels:
@@ -27,7 +27,8 @@ class Labels:
         signed = pa.types.is_signed_integer(type_.index_type)
         self._width = np.dtype(type_.index_type.to_pandas_dtype() if signed else np.int64)
         self._mapping: NDArray[np.signedinteger] = np.empty(0, self._width)
-        self._values = pa.array([], type_.value_type)
+        self._values = empty(type_.value_type)
+        self._met: list[pa.Array] = []  # labels that are not among the values yet
 
     def encode(self, values: pa.DictionaryArray, codes: NDArray[Any]) -> None:
         """Write the values as codes into `dictionary` to `codes`, an array of the index type; 0 where they are null."""
@@ -53,8 +54,9 @@ class Labels:
 
     def dictionary(self) -> pa.Array:
         """The labels, by code."""
-        if len(self._values) != len(self._codes):
-            self._values = pa.array(list(self._codes), self.type.value_type)
+        if self._met:
+            self._values = pa.concat_arrays([self._values, *self._met])
+            self._met = []
         return self._values
 
     def _follow(self, dictionary: pa.Array) -> None:
@@ -62,18 +64,23 @@ class Labels:
         if self._dictionary is not None and dictionary.equals(self._dictionary):
             return
         self._dictionary = dictionary
-        labels = dictionary.to_pylist()
+        self._mapping = np.array([self._codes.get(label, -1) for label in dictionary.to_pylist()], self._width)
         if self.type.ordered:
-            for label in labels:
-                self._codes.setdefault(label, len(self._codes))
-        self._mapping = np.array([self._codes.get(label, -1) for label in labels], self._width)
+            self._learn(np.flatnonzero(self._mapping < 0))
 
     def _learn(self, positions: NDArray[np.integer]) -> None:
         """Give codes to entries of the dictionary, in the order in which they come."""
         assert self._dictionary is not None
         entries, first = np.unique(positions, return_index=True)
-        for entry in entries[np.argsort(first)].tolist():
-            self._mapping[entry] = self._codes.setdefault(self._dictionary[entry].as_py(), len(self._codes))
+        entries = entries[np.argsort(first)].astype(np.int64)
+        met = []
+        for entry, label in zip(entries, self._dictionary.take(from_numpy(entries)).to_pylist(), strict=True):
+            if label not in self._codes:
+                self._codes[label] = len(self._codes)
+                met.append(entry)
+            self._mapping[entry] = self._codes[label]
+        if met:
+            self._met.append(self._dictionary.take(from_numpy(np.array(met))).cast(self.type.value_type))
 
 
 def narrowed(codes: pa.Array, labels: Labels) -> pa.DictionaryArray:

@@ -22,6 +22,7 @@ from prefect_cytotable.tasks.core.soma.errors import (
     SomaReadError,
     SomaUnreachableError,
 )
+from prefect_cytotable.tasks.core.soma.importing import deferring
 from prefect_cytotable.tasks.core.soma.memory import uncollected
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME, Axis, FetchOptions, Place, Sizes
 
@@ -40,7 +41,7 @@ def library() -> Any:
         SomaMissingError: It is not installed.
     """
     try:
-        with uncollected():
+        with uncollected(), deferring():
             import tiledbsoma  # an optional extra
     except ImportError as error:
         raise SomaMissingError.package("tiledbsoma", "soma") from error

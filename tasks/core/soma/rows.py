@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prefect_cytotable.tasks.core.arrays import empty
+from prefect_cytotable.tasks.core.arrays import empty, from_numpy, one_piece, to_numpy
 from prefect_cytotable.tasks.core.errors import AccountError
 from prefect_cytotable.tasks.core.soma import opening
 from prefect_cytotable.tasks.core.soma.filters import with_ids
@@ -109,10 +109,10 @@ def _bounds(table: Table, first: int, last: int) -> tuple[tuple[slice, ...], str
 
 def _ordered(pieces: list[pa.Table], first: int, last: int) -> list[pa.Table]:
     """The pieces in the order of their joinids, which is mostly that of the store."""
-    joinids = np.concatenate([piece.column(JOINID).to_numpy() for piece in pieces])
+    joinids = np.concatenate([to_numpy(one_piece(piece.column(JOINID))) for piece in pieces])
     if (np.diff(joinids) < 0).any():
         order = np.argsort(joinids, kind="stable")
-        pieces, joinids = [pa.concat_tables(pieces).take(pa.array(order))], joinids[order]
+        pieces, joinids = [pa.concat_tables(pieces).take(from_numpy(order))], joinids[order]
     if joinids[0] < first or joinids[-1] > last:
         raise AccountError(
             f"Rows {joinids[0]} to {joinids[-1]} were read where {first} to {last} were asked for. Please report this "
