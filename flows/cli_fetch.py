@@ -10,9 +10,8 @@ from typing import Any
 from prefect_cytotable.flows.fetch import fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.progress import Lines, Silent
-from prefect_cytotable.tasks.core.soma.importing import defer
-from prefect_cytotable.tasks.core.soma.memory import reuse_memory
 from prefect_cytotable.tasks.core.soma.model import CENSUS_SCHEME
+from prefect_cytotable.tasks.core.soma.own import settle
 
 HELP = "Fetch obs or var of a SOMA experiment, such as the CELLxGENE Census, to one file."
 
@@ -72,8 +71,7 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
 
 
 def _fetch(given: argparse.Namespace) -> int:
-    reuse_memory()
-    defer()
+    settle()
     source = given.source
     if given.census_version:
         if source:

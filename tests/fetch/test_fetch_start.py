@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from prefect_cytotable.flows import fetch_obs
+
 FETCH = """
 import json, sys
 from prefect_cytotable.flows import entry
@@ -21,7 +23,7 @@ CORE = "prefect_cytotable.tasks.core"
 NEEDLESS = (
     "prefect", "duckdb", "adbc_driver_manager", "sqlite3", "pyarrow.parquet", "pyarrow.csv",
     f"{CORE}.sources", f"{CORE}.presets", f"{CORE}.join", f"{CORE}.plan", f"{CORE}.chunk", f"{CORE}.inspection",
-    f"{CORE}.sinks.parquet",
+    f"{CORE}.sinks.parquet", "anndata", "pandas", "scipy", "shapely", "zarr", "dask", "h5py", "numba",
 )  # fmt: skip
 
 
@@ -39,6 +41,8 @@ def test_a_fetch_imports_nothing_of_a_conversion(census: Path, tmp_path: Path) -
     assert "tiledbsoma" in modules
     assert not [one for one in NEEDLESS if one in modules]
     assert not [one for one in modules if one.startswith("prefect.")]
+    fetch_obs(census, tmp_path / "u2.feather", tissue="ureter")  # in a process that imports everything
+    assert (tmp_path / "u2.feather").read_bytes() == (tmp_path / "u.feather").read_bytes()
 
 
 def test_the_allocators_settings_are_the_users_where_there_are_some() -> None:

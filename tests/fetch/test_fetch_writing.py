@@ -94,7 +94,7 @@ def test_sizes_follow_the_schema_and_the_budget() -> None:
     narrow = sizes.sizes(128 * MIB, 40, 8, 0, 2)
     wide = sizes.sizes(128 * MIB, 4000, 8, 0, 2)
     assert (narrow.rows, wide.rows) == (1 << 18, 1 << 11)
-    assert narrow.buffer_bytes == (1 << 18) * 6
+    assert narrow.buffer_bytes == (1 << 18) * 8
     for one, row in ((narrow, 40), (wide, 4000)):
         assert one.readers == 1
         assert (one.readers + 1) * sizes.COPIES * one.rows * row <= 128 * MIB

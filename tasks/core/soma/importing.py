@@ -25,7 +25,7 @@ LIBRARY = "tiledbsoma"
 DEFERRED = ("anndata", "pandas", "scipy", "shapely")
 """The packages that wait."""
 
-TRIED = ("2.3",)
+TRIED = ("2.2", "2.3")
 """Versions of TileDB-SOMA that were imported so, and read; others are imported as they are."""
 
 _wanted = False

@@ -15,6 +15,7 @@ from prefect_cytotable.tasks.core.retries import PlanPlace, with_retries
 from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS, Runner
 from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
+from prefect_cytotable.tasks.core.soma.own import settle
 from prefect_cytotable.tasks.core.soma.pipeline import lines
 from prefect_cytotable.tasks.core.soma.rows import slices
 
@@ -60,7 +61,7 @@ class LocalFetcher:
     def _pool(self, workers: int) -> Executor:
         if self._runner is not Runner.PROCESS:
             return ThreadPoolExecutor(workers, thread_name_prefix="chunk")
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
 
     def assemble(self, plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
         """The parts to the destination."""
@@ -70,6 +71,12 @@ class LocalFetcher:
         """Tell the summary."""
         for line in lines(fetched):
             self._progress.say(line)
+
+
+def begin_worker() -> None:
+    """Settle a process of the pool, before it imports TileDB-SOMA."""
+    settle()
+    end_with_run()
 
 
 def streamed(plan: FetchPlan, progress: Progress) -> OutputFile:
