@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Union
 
 import pytest
 
-from prefect_cytotable.tasks.core.soma import importing
-from prefect_cytotable.tasks.core.soma.local import LocalFetcher
 from prefect_cytotable.tasks.core.progress import Silent
 from prefect_cytotable.tasks.core.runner import Runner
+from prefect_cytotable.tasks.core.soma import importing
+from prefect_cytotable.tasks.core.soma.local import LocalFetcher
 
 HEAVY = """
 LOADED = True
@@ -71,9 +70,8 @@ def heavy() -> list[str]:
 
 def test_what_is_only_named_is_not_imported(library: Callable[..., ModuleType]) -> None:
     importing.defer()
-    one = library()
+    library()
     assert heavy() == []
-    assert str(one.Either).startswith("typing.Union[") or one.Either is not None
     import heavy as real  # type: ignore[import-not-found]
 
     assert real.LOADED  # nothing that waits was left for others
@@ -92,7 +90,7 @@ def test_what_is_used_becomes_real(library: Callable[..., ModuleType]) -> None:
     assert not isinstance(3, one.Rows)
     assert issubclass(real.Frame, one.Frame)
     assert one.hv.parts.small.Piece is one.other.Piece is real.parts.small.Piece
-    with pytest.raises(AttributeError, match=r"no heavy\.Frme"):
+    with pytest.raises(AttributeError, match="no attribute 'Frme'"):
         _ = one.hv.Frme
 
 

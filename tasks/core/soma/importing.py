@@ -116,10 +116,7 @@ class _Waiting:
     def real(self) -> Any:
         """What it stands for. Whoever uses something needs all of them, while they are imported too."""
         self._finder.release()
-        try:
-            return pkgutil.resolve_name(self._path)
-        except ImportError as error:  # no attribute, and no module of that name
-            raise AttributeError(f"there is no {self._path}") from error
+        return pkgutil.resolve_name(self._path)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
