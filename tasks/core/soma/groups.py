@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.arrays import empty
-from prefect_cytotable.tasks.core.soma.labels import Labels
+from prefect_cytotable.tasks.core.soma.labels import Labels, valid_of
 
 
 def labels_of(schema: pa.Schema) -> dict[str, Labels]:
@@ -104,7 +104,7 @@ class _Numbers:
         if values.null_count and self._valid is None:
             self._valid = np.ones(len(self._values), np.bool_)
         if self._valid is not None:
-            self._valid[place:end] = values.is_valid().to_numpy(zero_copy_only=False) if values.null_count else True
+            self._valid[place:end] = valid_of(values) if values.null_count else True
 
     def taken(self, rows: int) -> pa.Array:
         valid, self._valid = self._valid, None

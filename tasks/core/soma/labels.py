@@ -34,7 +34,7 @@ class Labels:
         """Write the values as codes into `dictionary` to `codes`, an array of the index type; 0 where they are null."""
         self._follow(values.dictionary)
         indices = values.indices
-        valid = indices.is_valid().to_numpy(zero_copy_only=False) if indices.null_count else None
+        valid = valid_of(indices) if indices.null_count else None
         if not len(self._mapping):
             codes[:] = 0
             return
@@ -87,19 +87,23 @@ def narrowed(codes: pa.Array, labels: Labels) -> pa.DictionaryArray:
     """Codes as a dictionary array of the column's type with just the labels that these codes use."""
     dictionary = labels.dictionary()
     if not labels.type.ordered:
-        values = (codes.fill_null(0) if codes.null_count else codes).to_numpy()
-        used = np.zeros(max(len(dictionary), 1), np.bool_)
-        used[values] = True
-        if codes.null_count and not (values[codes.is_valid().to_numpy(zero_copy_only=False)] == 0).any():
-            used[0] = False
-        kept = np.flatnonzero(used[: len(dictionary)])
-        if len(kept) < len(dictionary):
+        values = to_numpy(codes)
+        valid = valid_of(codes) if codes.null_count else None
+        used = np.zeros(len(dictionary), np.bool_)
+        used[values if valid is None else values[valid]] = True
+        kept = np.flatnonzero(used)
+        if 0 < len(kept) < len(dictionary):
             places = (np.cumsum(used, dtype=np.int64) - 1).clip(0).astype(values.dtype)
-            mask = ~codes.is_valid().to_numpy(zero_copy_only=False) if codes.null_count else None
-            codes = _typed(pa.array(places.take(values), mask=mask), labels.type)
-            dictionary = dictionary.take(pa.array(kept))
+            mask = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
+            codes = pa.Array.from_buffers(codes.type, len(codes), [mask, pa.py_buffer(places.take(values))])
+        dictionary = dictionary.take(from_numpy(kept)) if len(kept) < len(dictionary) else dictionary
     return pa.DictionaryArray.from_arrays(codes, dictionary, ordered=labels.type.ordered)
 
 
-def _typed(codes: pa.Array, type_: pa.DictionaryType) -> pa.Array:
-    return codes if codes.type == type_.index_type else codes.cast(type_.index_type)
+def valid_of(values: pa.Array) -> NDArray[np.bool_]:
+    """Which values are no nulls; by Arrow's own way NumPy would come with pandas."""
+    bitmap = values.buffers()[0]
+    if bitmap is None:
+        return np.ones(len(values), np.bool_)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=values.offset + len(values), bitorder="little")
+    return bits[values.offset :].view(np.bool_)
