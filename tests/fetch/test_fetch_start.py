@@ -45,6 +45,12 @@ def test_a_fetch_imports_nothing_of_a_conversion(census: Path, tmp_path: Path) -
     assert (tmp_path / "u2.feather").read_bytes() == (tmp_path / "u.feather").read_bytes()
 
 
+def test_parquet_needs_no_more_than_arrows_part_for_it(census: Path, tmp_path: Path) -> None:
+    modules = fetched(tmp_path, str(census), str(tmp_path / "lung.parquet"), "-t", "lung", "-c", "cell_type,sex")
+    assert "pyarrow.parquet" in modules
+    assert not [one for one in NEEDLESS if one in modules and one != "pyarrow.parquet"]
+
+
 def test_the_allocators_settings_are_the_users_where_there_are_some() -> None:
     tell = """
 import ctypes, os, types
