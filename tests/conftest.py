@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from prefect_cytotable.flows import convert
+
+if TYPE_CHECKING:
+    from servers import Served
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("CYTOTABLE_SAMPLES") or ROOT.parent / "shared" / "data")
@@ -74,6 +77,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
         return pq.read_table(dest)
 
     return converted
+
+
+# What the next two import imports Prefect, which must not happen before `pytest_configure`.
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for the tests of one file: a longer one would be found by runs of other tests."""
+    from servers import serving
+
+    with serving(tmp_path_factory.mktemp("served")) as one:
+        yield one
+
+
+@pytest.fixture
+def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """This process finds the server as our own, by its state file; relative paths lie in `tmp_path`."""
+    from servers import found_by_state
+
+    monkeypatch.chdir(tmp_path)
+    with found_by_state(served, monkeypatch):
+        yield served
 
 
 LONG = (

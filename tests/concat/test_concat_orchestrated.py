@@ -3,95 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import pytest
 from concat_objects import assert_same, expected, read
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from servers import Served
 from test_concat_runs import SMALL, Ear, listing, made
+from waiting import SECONDS
 
-from prefect_cytotable.flows import server
 from prefect_cytotable.flows.concat import concat
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
-
-SECONDS = 240.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives, once it gives something."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-class Served:
-    """The server, and what it knows of a run."""
-
-    def __init__(self, url: str, client: SyncPrefectClient, home: Path) -> None:
-        self.url, self.client, self.home = url, client, home
-
-    def run_of(self, told: list[str]) -> FlowRun:
-        """The flow run whose address was told."""
-        found = re.search(r"/runs/flow-run/([0-9a-f-]{36})", "\n".join(told))
-        assert found is not None, told
-        return self.client.read_flow_run(UUID(found[1]))
-
-    def states(self, run: FlowRun, count: int) -> dict[str, str]:
-        """The states of its tasks by name, once so many have ended."""
-
-        def ended() -> dict[str, str] | None:
-            tasks = self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-            found = {one.name: str(one.state.name) for one in tasks if one.state and one.state.is_final()}
-            return found if len(found) >= count else None
-
-        states: dict[str, str] = until(ended)
-        return states
-
-
-@pytest.fixture(scope="module")
-def server_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for the module."""
-    folder = tmp_path_factory.mktemp("served")
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-        state = server.start(port, home=folder / "server", timeout=SECONDS)
-        try:
-            with temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"}):
-                with get_client(sync_client=True) as client:
-                    yield Served(state.url, client, folder / "user")
-                APILogWorker.instance().drain()
-                EventsWorker.drain_all()
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def served(server_of_the_module: Served) -> Iterator[Served]:
-    """This process finds the server as our own, by its state file, so that every thread and process does."""
-    with temporary_settings({PREFECT_HOME: server_of_the_module.home}, restore_defaults={PREFECT_API_URL}):
-        yield server_of_the_module
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +33,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
 def test_a_flow_run_with_a_task_for_each_block(
-    runner: str, served: Served, tmp_path: Path, request: pytest.FixtureRequest
+    runner: str, here: Served, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     runner = request.getfixturevalue("cluster") if runner == "dask" else runner
     inputs = made(tmp_path / "in", format="zarr")
@@ -121,7 +48,7 @@ def test_a_flow_run_with_a_task_for_each_block(
     assert_same(read(out), expected([read(path) for path in inputs], keys=list("abc"), **arguments))
     assert listing(tmp_path) == ["in", "out.h5ad"]
 
-    run = served.run_of(ear.said)
+    run = here.flow_run("\n".join(ear.said))
     assert run.name == "3 files to out.h5ad"
     assert run.state is not None
     assert run.state.name == "Completed"
@@ -130,7 +57,7 @@ def test_a_flow_run_with_a_task_for_each_block(
         "nan",
         "given",
     )
-    states = served.states(run, 4 + ear.blocks)
+    states = here.states(run, 4 + ear.blocks)
     assert {"look", "plan", "prepare", "finish"} < set(states)
     assert sum(name.startswith("X, rows ") for name in states) == ear.blocks
     assert set(states.values()) == {"Completed"}
@@ -151,12 +78,12 @@ concat(sys.argv[2:], sys.argv[1], join="outer", max_loaded_elems=500, task_runne
 """
 
 
-def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(here: Served, tmp_path: Path) -> None:
     assert SMALL == 500
     inputs = made(tmp_path / "in")
     out = tmp_path / "out.h5ad"
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("PREFECT_")}
-    environment |= {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(served.home)}
+    environment |= {"PREFECT_API_URL": here.url, "PREFECT_HOME": str(here.home)}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(out), *map(str, inputs)],
         env=environment,
@@ -172,5 +99,5 @@ def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -
     concat(inputs, out, join="outer", max_loaded_elems=SMALL, progress=ear)
     assert {one.record for one in ear.results if one.reused} == done
     assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
-    states = served.states(served.run_of(ear.said), 3 + ear.blocks)  # nothing is prepared again
+    states = here.states(here.flow_run("\n".join(ear.said)), 3 + ear.blocks)  # nothing is prepared again
     assert sum(state == "Cached" for state in states.values()) >= 2

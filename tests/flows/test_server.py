@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import free_port
 
 from prefect_cytotable.flows import connection, remembered, server
 from prefect_cytotable.flows.connection import Connection, Origin
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local serve
 URL = "http://a.example:4200/api"
 OTHER = "http://b.example:4200/api"
 LOCAL = "http://127.0.0.1:4200/api"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((remembered.HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def get(url: str) -> str:

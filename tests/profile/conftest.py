@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -65,17 +63,3 @@ def called() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[..., Any]:
-    """Waits for what a condition gives."""
-
-    def wait(condition: Callable[[], Any], pause: float = 0.05) -> Any:
-        deadline = time.monotonic() + SECONDS
-        while not (found := condition()):
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(pause)
-        return found
-
-    return wait

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from waiting import until
 
 from prefect_cytotable.flows import cli
 from prefect_cytotable.tasks.core.memory import report
@@ -193,7 +193,7 @@ SCALE = ("--preset", "cellprofiler_sqlite", "--chunk-size", "1", "--runner", "se
 """As many chunks as cells, so that there is time to end the run."""
 
 
-def begun(process: subprocess.Popen[str], until: Callable[..., Any]) -> psutil.Process:
+def begun(process: subprocess.Popen[str]) -> psutil.Process:
     """The process of the command, once it is done with a chunk: the next one's record is there."""
 
     def working() -> bool:
@@ -205,9 +205,9 @@ def begun(process: subprocess.Popen[str], until: Callable[..., Any]) -> psutil.P
     return child
 
 
-def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path, until: Callable[..., Any]) -> None:
+def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        begun(process, until).kill()
+        begun(process).kill()
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGKILL
     made = report.load(Path("out"))
@@ -219,9 +219,9 @@ def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path, unt
 
 
 @pytest.mark.parametrize("to", ["watcher", "command"])
-def test_a_terminated_command_has_a_whole_profile(database: Path, until: Callable[..., Any], to: str) -> None:
+def test_a_terminated_command_has_a_whole_profile(database: Path, to: str) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         (process if to == "watcher" else child).send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
@@ -231,9 +231,9 @@ def test_a_terminated_command_has_a_whole_profile(database: Path, until: Callabl
     assert not child.is_running()
 
 
-def test_an_interrupt_is_the_commands_to_handle(database: Path, until: Callable[..., Any]) -> None:
+def test_an_interrupt_is_the_commands_to_handle(database: Path) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         process.send_signal(signal.SIGINT)  # as a terminal does: to both
         child.send_signal(signal.SIGINT)
         said = process.communicate(timeout=120)[1]
@@ -242,9 +242,9 @@ def test_an_interrupt_is_the_commands_to_handle(database: Path, until: Callable[
     assert report.load(Path("out")).status == 130
 
 
-def test_a_command_does_not_outlive_its_watcher(database: Path, called: Called, until: Callable[..., Any]) -> None:
+def test_a_command_does_not_outlive_its_watcher(database: Path, called: Called) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         process.kill()
         until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
         process.communicate(timeout=120)

@@ -25,13 +25,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.concurrency.sync import concurrency
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from service_tools import ROOT, SECONDS, Processes, free_port, listens, postgres, processes, until, variables
+from service_tools import ROOT, Processes, listens, postgres, processes, variables
+from waiting import SECONDS, free_port, until
 
 from prefect_cytotable.flows import convert, server
 from prefect_cytotable.flows.limits import machine
+from prefect_cytotable.flows.telling import tell_all
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_sqlite
 from prefect_cytotable.tasks.core.progress import Silent
 from prefect_cytotable.tasks.core.roots import ENDPOINTS, ROOTS
@@ -173,8 +173,7 @@ def on(servers: Site, request: pytest.FixtureRequest) -> Iterator[SyncPrefectCli
         get_client(sync_client=True) as client,
     ):
         yield client
-        APILogWorker.instance().drain()
-        EventsWorker.drain_all()
+        tell_all()
 
 
 def run_of(client: SyncPrefectClient, deployment: str, parameters: dict[str, Any], **more: Any) -> UUID:
