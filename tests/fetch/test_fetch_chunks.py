@@ -12,8 +12,9 @@ from test_fetch_rows import numbered
 
 from prefect_cytotable.flows import fetch_obs
 from prefect_cytotable.tasks.core.errors import DestinationBusyError, DestinationExistsError, MemoryBudgetError
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.model import ChunkResult
-from prefect_cytotable.tasks.core.store import lock, neighbour
+from prefect_cytotable.tasks.core.store import neighbour
 
 pytestmark = pytest.mark.usefixtures("local")
 

@@ -15,8 +15,8 @@ from screens import ROWS, Heard, again, index_of, kept_parts, listing, plate_of_
 from prefect_cytotable.flows import convert
 from prefect_cytotable.flows.cli import main
 from prefect_cytotable.tasks.core import kept
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.places import cache
-from prefect_cytotable.tasks.core.store import lock
 
 pytestmark = pytest.mark.usefixtures("local")
 
