@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
+from waiting import clear
 
 from prefect_cytotable.flows import convert
 
@@ -77,6 +78,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
         return pq.read_table(dest)
 
     return converted
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
+    clear(monkeypatch, "PREFECT_", "CYTOTABLE_", "ARROW_", "AWS_")
+    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 # What the next two import imports Prefect, which must not happen before `pytest_configure`.

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from waiting import free_port
+from waiting import clear, free_port
 
 from prefect_cytotable.flows import connection, remembered, server
 from prefect_cytotable.flows.connection import Connection, Origin
@@ -41,8 +41,7 @@ def get(url: str) -> str:
 @pytest.fixture(autouse=True)
 def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees the state, the profile or the settings of the person who runs it."""
-    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, "PREFECT_")
     folder = tmp_path / "state"
     monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(folder))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
@@ -404,8 +403,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerSt
     folder = tmp_path_factory.mktemp("real")
     home = folder / "prefect-home"
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
         starters = [
             subprocess.Popen(

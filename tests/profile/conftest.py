@@ -24,17 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="memray runs on Linux and macOS"))
 
 
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="session")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plate of four images, a folder of CSV files for each."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,13 +15,13 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from waiting import until
+from waiting import clear, until
 
 from prefect_cytotable.flows import cli
 from prefect_cytotable.tasks.core.memory import report
 from prefect_cytotable.tasks.core.memory.model import Profile, Role
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("local")
 
 MIB = 1 << 20
 EXACT = ("--arrow-allocations",)
@@ -75,8 +74,7 @@ def before(
     """A profile of a small conversion, and what the command said."""
     folder = tmp_path_factory.mktemp("before")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_"))]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_", "CYTOTABLE_", "ARROW_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
         patch.setenv("PREFECT_HOME", str(folder / "prefect-home"))
         done = called("profile", "--out", folder / "out", *EXACT, "--", "convert", sites, folder / "cells.parquet")

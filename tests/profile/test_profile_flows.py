@@ -41,7 +41,7 @@ def artifacts(client: SyncPrefectClient, flow_run: str) -> dict[str, Any]:
     return {one.key or "": one for one in client.read_artifacts(artifact_filter=chosen)}
 
 
-def test_profiles_of_flow_runs_are_their_artifacts(served: Served, alone: Path, database: Path) -> None:
+def test_profiles_of_flow_runs_are_their_artifacts(served: Served, local: Path, database: Path) -> None:
     """Of a call with ``profile=`` inside the run, of a command once it has ended."""
     client, environment = served.client, served.variables(PREFECT_API_URL=served.url)
     Path("script.py").write_text(SCRIPT.format(source=str(database)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from screens import Heard, again, cells_of, plate_of_sites, set_area
+from waiting import clear
 
 from prefect_cytotable.tasks.core.errors import ArgumentError, SourceNotFoundError
 from prefect_cytotable.tasks.core.places.s3 import S3
@@ -32,8 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def bucket(server: Any, local: None, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, *CREDENTIALS)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return Bucket(server)
