@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
-from waiting import clear
+from waiting import clear, without_server
 
 from prefect_cytotable.flows import convert
 
@@ -50,17 +50,6 @@ def samples() -> Path:
     if not SAMPLES.is_dir():
         pytest.skip("the real sample data is not here")
     return SAMPLES
-
-
-@contextmanager
-def without_server(home: Path) -> Iterator[None]:
-    """An environment in which no Prefect server is configured and no user's settings are seen."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_API_KEY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("PREFECT_HOME", str(home / "prefect"))
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "cytotable"))
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +99,39 @@ def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(tmp_path)
     with found_by_state(served, monkeypatch):
         yield served
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a small Dask cluster that somebody else has started."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+    ) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of so many KiB, where this system lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = False
+
+    def sized(kib: int) -> Path:
+        nonlocal made
+        option = f"size={kib}k" + (",remount" if made else "")
+        done = shutil.which("mount") and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
+        )
+        if not done or done.returncode:
+            pytest.skip("a small file system cannot be made here")
+        made = True
+        return place
+
+    yield sized
+    if made:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 LONG = (

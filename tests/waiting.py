@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,3 +38,14 @@ def clear(patch: pytest.MonkeyPatch, *prefixes: str) -> None:
     """Take the variables that begin so out of the environment."""
     for name in [name for name in os.environ if name.upper().startswith(prefixes)]:
         patch.delenv(name)
+
+
+@contextmanager
+def without_server(home: Path) -> Iterator[None]:
+    """An environment in which no Prefect server is configured and no user's settings are seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_API_KEY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("PREFECT_HOME", str(home / "prefect"))
+        patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "cytotable"))
+        yield

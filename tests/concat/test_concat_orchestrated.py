@@ -5,30 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from concat_objects import assert_same, expected, read
+from ears import Ear
 from servers import Served
-from test_concat_runs import SMALL, Ear, listing, made
+from test_concat_runs import SMALL, listing, made
 from waiting import SECONDS
 
 from prefect_cytotable.flows.concat import concat
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a small Dask cluster that somebody else has started."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-    ) as started:
-        yield started.scheduler_address
 
 
 @pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
@@ -48,7 +38,7 @@ def test_a_flow_run_with_a_task_for_each_block(
     assert_same(read(out), expected([read(path) for path in inputs], keys=list("abc"), **arguments))
     assert listing(tmp_path) == ["in", "out.h5ad"]
 
-    run = here.flow_run("\n".join(ear.said))
+    run = here.flow_run(ear.text)
     assert run.name == "3 files to out.h5ad"
     assert run.state is not None
     assert run.state.name == "Completed"
@@ -57,9 +47,9 @@ def test_a_flow_run_with_a_task_for_each_block(
         "nan",
         "given",
     )
-    states = here.states(run, 4 + ear.blocks)
+    states = here.states(run, 4 + ear.chunks)
     assert {"look", "plan", "prepare", "finish"} < set(states)
-    assert sum(name.startswith("X, rows ") for name in states) == ear.blocks
+    assert sum(name.startswith("X, rows ") for name in states) == ear.chunks
     assert set(states.values()) == {"Completed"}
 
 
@@ -99,5 +89,5 @@ def test_a_killed_run_goes_on_where_it_stopped(here: Served, tmp_path: Path) -> 
     concat(inputs, out, join="outer", max_loaded_elems=SMALL, progress=ear)
     assert {one.record for one in ear.results if one.reused} == done
     assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
-    states = here.states(here.flow_run("\n".join(ear.said)), 3 + ear.blocks)  # nothing is prepared again
+    states = here.states(here.flow_run(ear.text), 3 + ear.chunks)  # nothing is prepared again
     assert sum(state == "Cached" for state in states.values()) >= 2

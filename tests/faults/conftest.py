@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_tools import FORTY, ROWS, SQLITE, Ear, Place, Served, connected_to
+from ears import Ear
+from fault_tools import FORTY, ROWS, SQLITE, Place, Served, connected_to
 from servers import serving
 
 from prefect_cytotable.flows import plan

@@ -21,6 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import servers
+from ears import Ear
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
@@ -28,7 +29,6 @@ from waiting import SECONDS, clear, until
 
 from prefect_cytotable.flows import convert, server
 from prefect_cytotable.tasks.core.demo import PlateShape
-from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.store import TEMPORARY, LocalStore
 
 SQLITE = "cellprofiler_sqlite"
@@ -39,35 +39,6 @@ ROWS = 12
 SEED = os.environ.get("CYTOTABLE_FAULT_SEED", "20")
 MOMENTS = int(os.environ.get("CYTOTABLE_FAULT_MOMENTS", "0"))
 """Moments at which each kind of run is killed; 0 is the test suite's own small share."""
-
-
-class Ear:
-    """Progress that remembers what was said and what each chunk became."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[ChunkResult] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        """Nothing."""
-
-    def advance(self, result: ChunkResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        """Nothing."""
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
-
-    @property
-    def reused(self) -> set[str]:
-        """The keys of the chunks that were not converted."""
-        return {one.key for one in self.results if one.reused}
 
 
 # --- a server -----------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ears import Ear
 from fault_line import Line
-from fault_tools import MOMENTS, SQLITE, Ear, Place, Served, environment, whole_chunks
+from fault_tools import MOMENTS, SQLITE, Place, Served, environment, whole_chunks
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 from small import plan_source, tables, write_sqlite
 from waiting import free_port
@@ -237,29 +238,6 @@ def test_a_task_that_is_tried_again_does_only_what_failed(tmp_path: Path, monkey
 
 
 # --- the disk -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many KiB, where this system lets us make one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = False
-
-    def sized(kib: int) -> Path:
-        nonlocal made
-        option = f"size={kib}k" + (",remount" if made else "")
-        done = shutil.which("mount") and subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
-        )
-        if not done or done.returncode:
-            pytest.skip("a small file system cannot be made here")
-        made = True
-        return place
-
-    yield sized
-    if made:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.parametrize("runner", ["concurrent", *SLOW, "dask"] if MOMENTS else SLOW)

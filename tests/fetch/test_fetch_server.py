@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fetching_tools import Listener, listing
+from ears import Ear
+from fetching_tools import listing
 from prefect import flow
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -29,7 +30,7 @@ def undisturbed(census: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
         with temporary_settings(restore_defaults={PREFECT_API_URL}):
-            heard = Listener()
+            heard = Ear()
             path = fetch_obs(census, folder / "out.feather", tissue="lung", progress=heard).path
     assert any("No Prefect server" in line for line in heard.said)
     return Path(path).read_bytes()
@@ -38,10 +39,10 @@ def undisturbed(census: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 def test_rows_stream_in_one_task_and_the_summary_is_an_artifact(
     here: Served, census: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    heard = Listener()
+    heard = Ear()
     fetched = fetch_obs(census, tmp_path / "out.feather", tissue="lung", progress=heard)
     assert Path(fetched.path).read_bytes() == undisturbed
-    run = here.flow_run("\n".join(heard.said))
+    run = here.flow_run(heard.text)
     assert (run.name, run.state_name) == ("lung of census to out.feather", "Completed")
     assert run.parameters["source_path"] == str(census)
     assert here.states(run, 2) == {"plan obs": "Completed", "fetch obs": "Completed"}
@@ -58,7 +59,7 @@ def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
     here: Served, census: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
     def again(runner: str) -> tuple[int, dict[str, str]]:
-        heard = Listener()
+        heard = Ear()
         fetched = fetch_obs(
             census,
             tmp_path / "out.feather",
@@ -71,7 +72,7 @@ def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
             progress=heard,
         )
         assert Path(fetched.path).read_bytes() == undisturbed
-        states = here.states(here.flow_run("\n".join(heard.said)), 5)
+        states = here.states(here.flow_run(heard.text), 5)
         assert states.pop("plan obs") == states.pop("write") == "Completed"
         return fetched.chunks_reused, states
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from plates import Ear
+from ears import Ear
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of the flows work with: plates made, copied and damaged, runs, and an ear for what a run says."""
+"""What the tests of the flows work with: plates made, copied and damaged, and runs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,12 @@ import pyarrow.parquet as pq
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv, write_csv_sites, write_sqlite
-from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.report_page import ENDING
 
 SMALL = PlateShape(wells=2, sites=2, cells=10)
 """Four images with about ten nuclei each, of which every tenth has no cell."""
 
 KEYS = ("Metadata_TableNumber", "Metadata_ImageNumber", "Metadata_ObjectNumber")
-
-
-class Ear:
-    """Progress that remembers: what was said, how many chunks were announced, and what each became."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[ChunkResult] = []
-        self.chunks = self.rows = self.finished = 0
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        self.chunks, self.rows = chunks, rows
-
-    def advance(self, result: ChunkResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
 
 
 def converted(source: Path, destination: Path, **arguments: Any) -> pa.Table:

@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 import pytest
-from plates import Ear, database_of, edited, executed, listing, sites_of
+from ears import Ear
+from plates import database_of, edited, executed, listing, sites_of
 from prefect import flow, task
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -191,16 +192,6 @@ def test_settings_of_a_prefect_that_is_imported_already_count(here: Served, plat
 
 
 # --- the same bytes -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a Dask cluster that somebody else has started."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-    ) as running_cluster:
-        yield running_cluster.scheduler_address
 
 
 @pytest.mark.parametrize("name", ["sequential", "concurrent", "process", "dask", "address", "object"])

@@ -17,7 +17,8 @@ from uuid import UUID
 
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, edited, sites_of
+from ears import Ear
+from plates import edited, sites_of
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId

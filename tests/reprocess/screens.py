@@ -1,4 +1,4 @@
-"""Roots with plates, changes to them, and what a run is heard to say."""
+"""Roots with plates, and changes to them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,6 @@ from prefect_cytotable.tasks.core.reprocess.model import Reprocessed
 
 ROWS = 12
 """Rows of a chunk: one or two sites of a plate here."""
-
-
-class Heard:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None: ...
-
-    def advance(self, result: Any) -> None: ...
-
-    def finish(self) -> None: ...
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
 
 
 def plate_of_sites(path: Path, seed: int = 1, wells: int = 2, sites: int = 2, cells: int = 8) -> Path:

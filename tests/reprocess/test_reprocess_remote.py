@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from screens import Heard, again, cells_of, plate_of_sites, set_area
+from ears import Ear
+from screens import again, cells_of, plate_of_sites, set_area
 from waiting import clear
 
 from prefect_cytotable.tasks.core.errors import ArgumentError, SourceNotFoundError
@@ -97,7 +98,7 @@ def test_plates_from_and_to_a_bucket(
 
     set_area(screen / "b" / "b-A01-2", "4711")
     put(bucket, screen / "b")
-    heard = Heard()
+    heard = Ear()
     assert again(root, out, progress=heard, **options).converted == ("b",)
     table = pq.read_table(pa.BufferReader(bucket.get("tables/b.parquet")))
     assert 4711 in table.column("Cells_AreaShape_Area").to_pylist()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ears import Ear
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -17,7 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from screens import Heard, again, cells_of, index_of, plate_of_sites, plate_of_sqlite, set_area
+from screens import again, cells_of, index_of, plate_of_sites, plate_of_sqlite, set_area
 from servers import Served
 from waiting import until
 
@@ -55,7 +56,7 @@ def test_a_child_run_for_each_plate_that_is_converted(here: Served, tmp_path: Pa
     for number in range(4):
         plate_of_sites(root / f"plate{number}", seed=number)
     (root / "plate2" / "plate2-A01-1" / "Image.csv").write_text("ImageNumber,Metadata_Well\n1,A01\n1,A01\n")
-    heard = Heard()
+    heard = Ear()
     with pytest.raises(PlatesFailedError, match=r"1 of 4 plate\(s\) failed. plate2: .*Image.csv") as caught:
         again(root, out, plates_at_once=3, workers=3, progress=heard)
     assert [plate for plate, _ in caught.value.failures] == ["plate2"]
@@ -78,7 +79,7 @@ def test_a_child_run_for_each_plate_that_is_converted(here: Served, tmp_path: Pa
 
     plate_of_sites(root / "plate2", seed=2)
     set_area(root / "plate1" / "plate1-A01-2", "4711")
-    later = Heard()
+    later = Ear()
     done = again(root, out, plates_at_once=3, workers=3, progress=later)
     assert (done.converted, done.unchanged) == (("plate1", "plate2"), ("plate0", "plate3"))
     run = here.flow_run(later.text)
@@ -89,7 +90,7 @@ def test_a_child_run_for_each_plate_that_is_converted(here: Served, tmp_path: Pa
     assert one.chunks is not None
     assert one.chunks_reused == one.chunks - 1
 
-    last = Heard()
+    last = Ear()
     assert again(root, out, progress=last).converted == ()
     assert children(here, here.flow_run(last.text)) == {}
 
