@@ -69,18 +69,18 @@ def leave_others(url: str) -> None:
 
 def is_behind() -> bool:
     """Whether there are events that no server has been sent yet."""
-    return any(
-        isinstance(sender.worker, EventsWorker) and sender.worker._queue.unfinished_tasks > 0 for sender in _senders()
-    )
+    workers = [sender.worker for sender in _senders() if isinstance(sender.worker, EventsWorker)]
+    return any(getattr(getattr(one, "_queue", None), "unfinished_tasks", 0) > 0 for one in workers)
 
 
 def _senders() -> list[_Sender]:
     """The workers of this process, of events and of logs alike."""
-    found = [
-        _Sender(worker, getattr(worker, "_loop", None), getattr(worker, "_task", None))  # type: ignore[arg-type]
-        for worker in tuple(getattr(EventsWorker, "_instances", {}).values())
-    ]
-    return [sender for sender in found if sender.loop is not None and sender.task is not None]
+    found = []
+    for worker in tuple(getattr(EventsWorker, "_instances", {}).values()):
+        loop, task = getattr(worker, "_loop", None), getattr(worker, "_task", None)
+        if loop is not None and task is not None:
+            found.append(_Sender(worker, loop, task))
+    return found
 
 
 def _address(sender: _Sender) -> str | None:

@@ -6,13 +6,13 @@ import csv
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from small import edited as edited
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv, write_csv_sites, write_sqlite
@@ -55,14 +55,6 @@ def copy_of(source: Path, destination: Path) -> Path:
     for path in (destination, *destination.rglob("*")):
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
     return destination
-
-
-def edited(path: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
-    """Change the rows of a CSV file, its header among them."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(change(rows))
 
 
 def executed(path: Path, *statements: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from small import edited as edited
 
 from prefect_cytotable.flows import reprocess
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
@@ -39,14 +38,6 @@ def aged(path: Path, seconds: float = 3600.0) -> Path:
         if one.is_file():
             os.utime(one, (moment, moment))
     return path
-
-
-def edited(path: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
-    """Change the rows of a CSV file, its header among them; its time is that of the change."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(change(rows))
 
 
 def set_area(site: Path, value: str) -> None:
