@@ -71,9 +71,11 @@ class Served:
 def serving(folder: Path) -> Iterator[Served]:
     """A server that ends with the block; inside, this process finds it in its settings and by its state file.
 
-    The settings and the environment are then what they were, and nobody waits to tell it anything.
+    The settings and the environment are then what they were, and nobody waits to tell it anything: the workers that
+    send events end with the server, for those that outlived it would get the events of later files, and keep them.
     """
-    state = str(folder / "state")
+    tell_all(5)  # what other files left
+    before, state = _addresses(), str(folder / "state")
     with pytest.MonkeyPatch.context() as patch:
         clear(patch, "PREFECT_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", state)
@@ -86,6 +88,12 @@ def serving(folder: Path) -> Iterator[Served]:
         finally:
             patch.setenv("PREFECT_CYTOTABLE_HOME", state)
             server.stop()
+    assert _addresses() == before, "a server that has ended is still named"
+
+
+def _addresses() -> tuple[str | None, str | None]:
+    """The server that the environment names, and that of Prefect's settings."""
+    return os.environ.get("PREFECT_API_URL"), PREFECT_API_URL.value()
 
 
 @contextmanager
