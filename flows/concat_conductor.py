@@ -19,7 +19,7 @@ from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobRe
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress, SilentBlocks
 from prefect_cytotable.tasks.core.concat.request import Merges, make_options
 from prefect_cytotable.tasks.core.concat.work import done_before
-from prefect_cytotable.tasks.core.work import PlanPlace
+from prefect_cytotable.tasks.core.retries import PlanPlace
 
 BLOCK_BYTES_PER_SECOND = 600e6
 """How fast one worker writes blocks of a dense array, in bytes; compressed ones are slower, sparse ones faster."""
@@ -73,9 +73,8 @@ class PrefectCaller:
 
     def write(self, layout: Layout, workers: int) -> list[JobResult]:
         """Stage 4: tasks of one or more blocks, on the runner."""
-        size = sum(job.size for job in layout.jobs)
-        self._logger.info("%d block(s), %d bytes, %d at a time", len(layout.jobs), size, workers)
         work = block_work(layout, workers)
+        self._logger.info("%d block(s), %d bytes, %d at a time", len(work.chunks), work.size, workers)
         return Conducting(stages.write_blocks, self._runner, work, self._progress, self.say).results()
 
     def finish(self, plan: Plan, layout: Layout, results: list[JobResult]) -> int:
@@ -97,7 +96,7 @@ class PrefectCaller:
 
 @dataclass(frozen=True)
 class Block:
-    """A block as a piece of work; its key is of the whole layout, beside which any record lies."""
+    """A block as `Conducting` takes it; its key is not that of the same range of any other output."""
 
     number: int
     key: str
