@@ -9,13 +9,17 @@ import httpx
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_cytotable.flows.calls import GIVEN, Call, answered, dispensable, plain
+from prefect_cytotable.flows.calls import GIVEN, Call, answered, begin, dispensable, plain
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.progress import Silent
 
-Texts = Call[str, ChunkResult]
+
+class Texts(Call[str, ChunkResult]):
+    """The call of a flow."""
+
+
 LOST = httpx.ConnectError("nobody answers")
 
 
@@ -42,6 +46,29 @@ def test_what_was_not_answered_is_an_error() -> None:
     call = Texts("process", Silent(), answer="known")
     with pytest.raises(ValueError, match="wrong"):  # whatever was answered: the server is not what failed
         answered(call, wrong, {})
+
+
+class Others(Call[int, ChunkResult]):
+    """The call of another flow."""
+
+
+def test_a_flow_takes_the_call_that_is_meant_for_it() -> None:
+    begun: list[str] = []
+    meant = Texts("process", Silent(), begun=lambda: begun.append("meant"))
+
+    def outer(task_runner: str) -> str:
+        assert begin(Texts(task_runner, Silent())) is meant
+        other = Others(task_runner, Silent())
+        assert begin(other) is other  # a flow of another kind, called without a call of its own
+        inner = Others("dask", Silent())
+        assert answered(inner, lambda task_runner: begin(Others(task_runner, Silent())), {}) == (inner, None)
+        assert begin(Texts(task_runner, Silent())) is meant
+        return "done"
+
+    assert answered(meant, outer, {}) == ("done", None)
+    assert begun == ["meant", "meant"]
+    alone = Texts("process", Silent())
+    assert begin(alone) is alone
 
 
 def test_a_runner_that_no_parameter_can_hold() -> None:
