@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -
         text=True,
     )
     assert killed.returncode == -9, killed.stderr
-    done = {path.stem for path in tmp_path.glob(".out*/concat-*/records/*.json")}
+    done = {path.stem for path in tmp_path.glob(".out*/concat-*/records/[0-9]*.json")}  # no temporary one
     assert 3 <= len(done) < 15  # those of the first task, and some that were done meanwhile
     (left,) = tmp_path.glob(".out*")
     shutil.copytree(left, tmp_path / "aside")
