@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from prefect_cytotable.tasks.core.progress import Silent
+from prefect_cytotable.tasks.core.retries import PlanPlace
 from prefect_cytotable.tasks.core.runner import Runner
-from prefect_cytotable.tasks.core.soma import importing
-from prefect_cytotable.tasks.core.soma.local import LocalFetcher
+from prefect_cytotable.tasks.core.soma import importing, local
 
 HEAVY = """
 LOADED = True
@@ -155,9 +156,13 @@ def test_tiledbsoma_finds_pandas_and_scipy_when_it_uses_them() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_worker_process_is_settled_before_it_reads() -> None:
+def test_a_worker_process_is_settled_before_it_reads(tmp_path: Path) -> None:
     found = "__import__('os').environ.get('TILEDB_SM_MEM_MALLOC_TRIM'), " + (
         "__import__('prefect_cytotable.tasks.core.soma.importing', fromlist=['_'])._wanted"
     )
-    with LocalFetcher(Runner.PROCESS, Silent())._pool(1) as pool:
+    assert local.job_for(Runner.PROCESS) is local.fetch_job_in_worker
+    assert local.job_for(Runner.CONCURRENT) is local.fetch_job_with_retries  # a thread of a process of the user's
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(FileNotFoundError):
+            pool.submit(local.fetch_job_in_worker, PlanPlace(str(tmp_path / "no plan")), 0).result(timeout=120)
         assert pool.submit(eval, found).result(timeout=120) == ("false", True)
