@@ -70,7 +70,7 @@ def job_for(runner: Runner) -> Callable[[PlanPlace, int], ChunkResult]:
 
 
 def fetch_job_in_worker(place: PlanPlace, number: int) -> ChunkResult:
-    """One chunk in a process of the pool, which does nothing else: its first one comes before TileDB-SOMA is imported."""
+    """One chunk in a process of the pool, which is settled before its first one imports TileDB-SOMA."""
     settle()
     return fetch_job_with_retries(place, number)
 
