@@ -122,6 +122,15 @@ class ChunkFiles(Chunked):
                     return None  # zarr tells what is wrong with it, if anything is
         return None
 
+    @classmethod
+    def described(cls, folder: Path, metadata: dict[str, Any], version: int) -> ChunkFiles | None:
+        """The array with this metadata, of this version of zarr; None where zarr itself has to read it.
+
+        Raises:
+            ValueError, KeyError, TypeError: The metadata is none.
+        """
+        return (_version_2 if version == 2 else _version_3)(folder, metadata)
+
     def path(self, numbers: Numbers) -> str:
         """The file of a chunk."""
         return f"{self.folder}/{self.prefix}{self.separator.join(map(str, numbers))}"

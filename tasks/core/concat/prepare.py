@@ -13,9 +13,7 @@ from typing import Any
 import h5py
 import msgspec
 import numpy as np
-import pandas as pd
 import zarr
-from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat import merged, packing
@@ -35,7 +33,7 @@ from prefect_cytotable.tasks.core.concat.plan import indexers, width_indexer
 from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.concat.sizes import job_rows, keep_freed_memory
 from prefect_cytotable.tasks.core.concat.sparse import SparseSources, count_entries
-from prefect_cytotable.tasks.core.concat.stores import Group, quiet
+from prefect_cytotable.tasks.core.concat.stores import Group, create_group, quiet
 from prefect_cytotable.tasks.core.concat.turn import make_csr
 from prefect_cytotable.tasks.core.concat.zarr_store import DirectStore, create_store
 from prefect_cytotable.tasks.core.places.files import whole
@@ -109,23 +107,17 @@ def _encoded(node: Any, kind: str, encoding_version: str) -> Any:
     return node
 
 
-def _group(parent: Group, name: str, kind: str, format: StoreFormat, encoding_version: str = "0.1.0") -> Group:
-    """A new group. zarr takes its attributes with it, which spares turns of its event loop."""
-    if format is StoreFormat.ZARR:
-        return parent.create_group(name, attributes={"encoding-type": kind, "encoding-version": encoding_version})
-    return _encoded(parent.create_group(name), kind, encoding_version)
-
-
 def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any], inputs: Inputs) -> None:
     """Names, data frames, `uns`, and what else is put together in memory."""
     options = plan.options
     for mapping in ("layers", "obsm", "varm", "obsp", "varp"):
-        _group(root, mapping, "dict", options.format)
+        create_group(root, mapping, merged.DICT)
     raw = any(array.path == "raw/X" for array in plan.arrays) or any(one.path == "raw/X" for one in plan.others)
     if raw:
-        _group(_group(root, "raw", "raw", options.format), "varm", "dict", options.format)
+        create_group(root, "raw", {"encoding-type": "raw", "encoding-version": "0.1.0"})
+        create_group(root, "raw/varm", merged.DICT)
         if options.axis == 0:
-            write_elem(root, "raw/var", pd.DataFrame(index=joined[RAW].names))
+            merged.write_names(root, "raw/var", joined[RAW].names)
     merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
     merged.write_uns(root, plan, merges, inputs)
     for frame in plan.frames:
@@ -172,8 +164,8 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
         chunks = (min(array.chunks[0], nnz),)
         layout = replace(layout, chunk=chunks[0], chunks=chunks, compression=array.compression)
     np.save(folder / layout.indptr, indptr, allow_pickle=False)
-    group = _group(parent, name, _ENCODINGS[array.kind], format)
-    group.attrs["shape"] = list(array.shape)
+    how = {"encoding-type": _ENCODINGS[array.kind], "encoding-version": "0.1.0", "shape": list(array.shape)}
+    group = create_group(parent, name, how)
     for dataset, dtype in (("data", layout.dtype), ("indices", layout.index_dtype)):
         _empty(group, dataset, (layout.nnz,), dtype, layout.chunks, format, layout.compression)
     wide = np.int32 if layout.nnz <= INT32 else np.int64

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
+from prefect_cytotable.tasks.core.concat.zarr_making import is_plain, make_group
 from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
-from prefect_cytotable.tasks.core.concat.zarr_store import open_store
+from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, open_store, zarr_format_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -161,6 +163,16 @@ def _text(value: Any) -> str:
 def index_name(frame: Group) -> str:
     """The name under which a data frame's index is stored."""
     return _text(frame.attrs["_index"])
+
+
+def create_group(parent: Group, path: str, attributes: Mapping[str, Any]) -> Group:
+    """A new group with its attributes."""
+    if isinstance(parent, zarr.Group) and all(map(is_plain, path.split("/"))):
+        make_group(folder_of(parent) / path, zarr_format_of(parent), attributes)
+        return parent[path]
+    group = parent.create_group(path)
+    group.attrs.update(attributes)
+    return group
 
 
 def _annotation(root: Group, name: str, path: str) -> Element:

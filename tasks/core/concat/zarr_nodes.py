@@ -72,6 +72,8 @@ def read_nodes(root: Path, files: Iterable[str]) -> ZarrNode | None:
         else:
             return None
         for path in sorted(found):
+            if {".", ".."}.intersection(path.split("/")):
+                return None  # zarr refuses a path that leads elsewhere
             if path:
                 found[path.rpartition("/")[0]].children.append(path.rpartition("/")[2])
         for node in found.values():
