@@ -157,12 +157,20 @@ class ChunkFiles(Chunked):
         Raises:
             BadSourceError: It is damaged.
         """
+        self.read_stored(numbers, out)
+
+    def read_stored(self, numbers: Numbers, out: Array) -> bytes | None:
+        """The same; gives the chunk's bytes as they are stored, None where it is not.
+
+        Raises:
+            BadSourceError: It is damaged.
+        """
         path = self.path(numbers)
         try:
             stored = self.stored(numbers)
         except FileNotFoundError:
             out[...] = self.fill
-            return
+            return None
         try:
             self._check(stored, out)
             if self.codec is None:
@@ -180,6 +188,7 @@ class ChunkFiles(Chunked):
             raise BadSourceError(
                 path, f"the chunk cannot be decoded ({error})", "Is the store whole? Copy it again."
             ) from error
+        return stored
 
     def _check(self, stored: bytes, out: Array) -> None:
         """Refuse a chunk of Blosc whose header tells of other lengths: Blosc itself would read past its end."""

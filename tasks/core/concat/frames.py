@@ -292,9 +292,9 @@ def write_values(group: Group, name: str, values: Any, what: str) -> None:
         LayoutError: There is none.
     """
     ready = writable(values, what)
-    if isinstance(group, zarr.Group) and is_plain(name):
-        if zarr_making.write_values(folder_of(group) / name, zarr_format_of(group), ready):
-            return
+    direct = isinstance(group, zarr.Group) and is_plain(name)
+    if direct and zarr_making.write_values(folder_of(group) / name, zarr_format_of(group), ready):
+        return
     with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
         write_elem(group, name, ready)
 

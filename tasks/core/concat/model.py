@@ -38,11 +38,13 @@ class Merge(StrEnum):
 
 
 class Compression(StrEnum):
-    """Of the large arrays in h5ad."""
+    """Of the large arrays: lzf in h5ad alone, zstd and lz4 in zarr alone."""
 
     SOURCE = "source"
     GZIP = "gzip"
     LZF = "lzf"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
     NONE = "none"
 
 
@@ -79,7 +81,7 @@ class Options:
         memory_budget: Bytes for the whole process tree.
         workers: Blocks under way at once.
         max_loaded_elems: Elements of an array that a block may have.
-        compression: Of the large arrays, where the output is h5ad.
+        compression: Of the large arrays.
         storage: How object storage is reached, without secrets.
     """
 
@@ -141,6 +143,7 @@ class Element:
         nnz: Stored values of a sparse array.
         columns: Those of a data frame.
         compression: Of its values in HDF5, "" where there is none.
+        codec: Of its values in zarr, as JSON; "" where it is not known or there is none.
     """
 
     path: str
@@ -153,6 +156,7 @@ class Element:
     nnz: int = 0
     columns: tuple[Column, ...] = ()
     compression: str = ""
+    codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,8 @@ class ArrayPlan:
         fill: Bytes, in hexadecimal, of the value for what no input has.
         chunks: Rows and columns of a chunk, of a dense array in zarr; the length of one, of a sparse array.
         size: Bytes in memory, at most.
-        compression: "gzip" or "lzf" in h5ad, "" where its bytes lie plainly; zarr has its own.
+        compression: "gzip" or "lzf" in h5ad, "" where its bytes lie plainly.
+        codec: In zarr, as `zarr_making.codec` takes it.
     """
 
     path: str
@@ -240,6 +245,7 @@ class ArrayPlan:
     chunks: tuple[int, ...]
     size: int
     compression: str = ""
+    codec: str = ""
 
 
 @dataclass(frozen=True)

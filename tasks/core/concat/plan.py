@@ -255,12 +255,25 @@ class _Draft:
         else:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)
-            chunks = (sparse_chunk(self._block),)
+            copied = not any(part.indexer for part in parts)
+            chunks = (sparse_chunk(self._block, _first_chunk(parts, self._inputs) if copied else 0),)
         packed = _compression(parts, self._options)
         if packed and kind.sparse:
             chunks = (min(chunks[0], H5_SPARSE_CHUNK),)
         self.arrays.append(
-            ArrayPlan(path, kind, shape, dtype.str, axis, fill.tobytes().hex(), tuple(parts), chunks, size, packed)
+            ArrayPlan(
+                path,
+                kind,
+                shape,
+                dtype.str,
+                axis,
+                fill.tobytes().hex(),
+                tuple(parts),
+                chunks,
+                size,
+                packed,
+                _codec(parts, self._inputs, self._options),
+            )
         )
         lacking_parts = [part for part in parts if part.element is None]
         if lacking_parts:
@@ -307,6 +320,28 @@ def _compression(parts: list[Part], options: Options) -> str:
     first = next((part.element for part in parts if part.element), None)
     known = first.compression if first else ""
     return known if known in (Compression.GZIP, Compression.LZF) else ""
+
+
+def _first_zarr(parts: list[Part], inputs: tuple[Input, ...]) -> tuple[Input, Element] | None:
+    """The first zarr store that has an array, and its element."""
+    pairs = ((inputs[part.input], part.element) for part in parts)
+    return next(((one, element) for one, element in pairs if element and one.zarr_format), None)
+
+
+def _first_chunk(parts: list[Part], inputs: tuple[Input, ...]) -> int:
+    """Stored values of a chunk of a sparse array in the first zarr store that has it; 0 where none has."""
+    found = _first_zarr(parts, inputs)
+    return found[1].chunks[0] if found and found[1].kind.sparse and found[1].chunks else 0
+
+
+def _codec(parts: list[Part], inputs: tuple[Input, ...], options: Options) -> str:
+    """How an array is compressed in zarr: as was asked for, or as it is in the first zarr store that has it."""
+    if options.format is not StoreFormat.ZARR:
+        return ""
+    if options.compression is not Compression.SOURCE:
+        return options.compression.value
+    found = _first_zarr(parts, inputs)
+    return found[1].codec if found and found[0].zarr_format == _zarr_format(inputs, options) else ""
 
 
 def _row(element: Element | None) -> int:

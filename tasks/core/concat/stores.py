@@ -15,7 +15,7 @@ import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
-from prefect_cytotable.tasks.core.concat.zarr_making import is_plain, make_group
+from prefect_cytotable.tasks.core.concat.zarr_making import can_be_made, is_plain, make_group
 from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
 from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, open_store, zarr_format_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
@@ -215,6 +215,7 @@ def describe(root: Group, name: str, path: str) -> Element:
                 _piece(node),
                 chunks,
                 compression=_compression(node),
+                codec=_codec(node),
             )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadSourceError(path, f"{name} is no {how or 'array'} as anndata writes it ({error})", REWRITE) from error
@@ -230,12 +231,29 @@ def _sparse(node: Group, name: str, kind: Kind, path: str) -> Element:
     nnz = int(data.shape[0])
     size = sum(map(_bytes, (data, indices, indptr)))
     piece = max(map(_piece, (data, indices)))
-    return Element(name, kind, (rows, columns), data.dtype.str, size, piece, nnz=nnz, compression=_compression(data))
+    return Element(
+        name,
+        kind,
+        (rows, columns),
+        data.dtype.str,
+        size,
+        piece,
+        tuple(map(int, data.chunks or ())),
+        nnz,
+        compression=_compression(data),
+        codec=_codec(data),
+    )
 
 
 def _compression(dataset: Any) -> str:
     """How HDF5 compresses a dataset."""
     return dataset.compression or "" if isinstance(dataset, h5py.Dataset) else ""
+
+
+def _codec(node: Any) -> str:
+    """What compresses an array of zarr, where another can be made like it."""
+    found = node.codec if isinstance(node, ZarrNode) else ""
+    return found if can_be_made(found, node.zarr_format if found else 2) else ""
 
 
 def _frame(node: Group, name: str) -> Element:

@@ -65,6 +65,16 @@ def codec(name: str, version: int) -> dict[str, Any] | None:
     return CODECS[name or USUAL[version]][version - 2]
 
 
+def can_be_made(name: str, version: int) -> bool:
+    """Whether chunks can be compressed past zarr by what `codec` gives for a name."""
+    try:
+        packed = codec(name, version)
+        made = _array_metadata(version, (1,), np.dtype(np.uint8), (1,), {}, packed)
+        return ChunkFiles.described(Path(), made, version) is not None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
 def make_group(folder: Path, version: int, attributes: Attributes) -> None:
     """Make a group."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,11 +106,26 @@ def make_array(
         packed: The codec's metadata; None stores chunks plainly.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    found = _array_metadata(version, shape, dtype, chunks, attributes, packed)
+    _write(folder / (".zarray" if version == 2 else "zarr.json"), found)
+    if version == 2:
+        _write(folder / ".zattrs", attributes)
+    return found
+
+
+def _array_metadata(
+    version: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any] | None,
+    chunks: tuple[int, ...],
+    attributes: Attributes,
+    packed: dict[str, Any] | None,
+) -> dict[str, Any]:
     zero: Any = "" if dtype is None else np.zeros((), dtype).item()
     if isinstance(zero, complex):
         zero = [0.0, 0.0]
     if version == 2:
-        found = {
+        return {
             "shape": shape,
             "chunks": chunks,
             "dtype": "|O" if dtype is None else dtype.str,
@@ -111,10 +136,6 @@ def make_array(
             "compressor": packed,
             "zarr_format": 2,
         }
-        _write(folder / ".zarray", found)
-        if attributes:
-            _write(folder / ".zattrs", attributes)
-        return found
     first: dict[str, Any] = {"name": "vlen-utf8", "configuration": {}}
     if dtype is not None:
         endian = {"configuration": {"endian": "big" if dtype.str.startswith(">") else "little"}}
@@ -122,7 +143,7 @@ def make_array(
     if packed and packed["name"] == "blosc":
         size = 1 if dtype is None else dtype.itemsize
         packed = {"name": "blosc", "configuration": {**packed["configuration"], "typesize": size}}
-    found = {
+    return {
         "shape": shape,
         "data_type": "string" if dtype is None else dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
@@ -134,8 +155,6 @@ def make_array(
         "node_type": "array",
         "storage_transformers": [],
     }
-    _write(folder / "zarr.json", found)
-    return found
 
 
 def _write(path: Path, metadata: Attributes) -> None:
@@ -158,15 +177,19 @@ def write_values(folder: Path, version: int, values: Any) -> bool:
     if values.dtype == object:
         write_texts(folder, version, len(values), iter([values]))
         return True
-    attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    write_numbers(folder, version, values, {"encoding-type": "array", "encoding-version": "0.2.0"})
+    return True
+
+
+def write_numbers(folder: Path, version: int, values: Array, attributes: Attributes, packed: str = "") -> None:
+    """Write an array of numbers in one dimension; `packed` is the codec, as `codec` takes it."""
     chunks = (max(min(len(values), VALUES), 1),)
-    made = make_array(folder, version, values.shape, values.dtype, chunks, attributes, codec("", version))
+    made = make_array(folder, version, values.shape, values.dtype, chunks, attributes, codec(packed, version))
     files = ChunkFiles.described(folder, made, version)
     assert files is not None, folder
     target = ZarrTarget(files)
     for low in range(0, len(values), VALUES):
         target.write(low, values[low : low + VALUES])
-    return True
 
 
 def _can_be_written(values: Any) -> bool:

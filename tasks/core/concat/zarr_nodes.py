@@ -43,6 +43,18 @@ class ZarrNode:
             return _dtype(self.array["dtype"] if self.zarr_format == 2 else self.array["data_type"])
         return _chunks(self.array, self.zarr_format)
 
+    @property
+    def codec(self) -> str:
+        """What compresses an array, as JSON; "none" for nothing, "" where that is more than one codec."""
+        assert self.array is not None, self.path
+        if self.zarr_format == 2:
+            found = self.array["compressor"]
+        elif len(self.array["codecs"]) <= 2 and self.array["codecs"][0]["name"] == "bytes":
+            found = self.array["codecs"][1] if len(self.array["codecs"]) == 2 else None
+        else:
+            return ""
+        return json.dumps(found, sort_keys=True) if found else "none"
+
     def __getitem__(self, path: str) -> ZarrNode:
         """A node below this one."""
         return self.nodes[f"{self.path}/{path}".strip("/")]
