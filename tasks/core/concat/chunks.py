@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,15 @@ class ChunkFiles(Chunked):
 
     def stored(self, numbers: Numbers) -> bytes:
         """The bytes of a chunk; FileNotFoundError where it is not there."""
-        with open(self.path(numbers), "rb") as file:  # noqa: PTH123 - an array has many, and pathlib takes its time
-            return file.read()
+        descriptor = os.open(self.path(numbers), os.O_RDONLY)  # a file object takes three times the system's calls
+        try:
+            size = os.fstat(descriptor).st_size
+            found = os.read(descriptor, size)
+            while len(found) < size and (more := os.read(descriptor, size - len(found))):
+                found += more
+            return found
+        finally:
+            os.close(descriptor)
 
     def store(self, numbers: Numbers, encoded: bytes | None) -> None:
         """Write the bytes of a chunk, or see that it is not there."""
@@ -148,8 +156,13 @@ class ChunkFiles(Chunked):
             return
         if self.separator == "/":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:  # noqa: PTH123
-            file.write(encoded)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            done = os.write(descriptor, encoded)
+            while done < len(encoded):
+                done += os.write(descriptor, memoryview(encoded)[done:])
+        finally:
+            os.close(descriptor)
 
     def read(self, numbers: Numbers, out: Array) -> None:
         """Decode a chunk into an array of its shape and of this dtype.

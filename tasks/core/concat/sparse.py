@@ -61,7 +61,13 @@ class Renaming:
     @cached_property
     def drops(self) -> bool:
         """Whether entries are dropped."""
-        return self.places is not None and bool((self.places < 0).any())
+        return self.places is not None and not self.kept.all()
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """By the source's index, whether its entries are kept."""
+        assert self.places is not None
+        return self.places >= 0
 
     @cached_property
     def ascending(self) -> bool:
@@ -307,20 +313,26 @@ def renamed(found: Slices, names: Renaming) -> Slices:
         if not names.offset:
             return found
         return Slices(found.counts, found.indices.astype(np.int64) + names.offset, found.data)
-    indices = names.places.take(found.indices, mode="clip")  # all are inside, which was looked at
     if not names.drops:
+        indices = names.places.take(found.indices, mode="clip")  # all are inside, which was looked at
         return Slices(found.counts, indices, found.data)
-    there = np.flatnonzero(indices >= 0)
-    return Slices(kept_counts(there, found.counts), indices.take(there), found.data.take(there))
+    there = np.flatnonzero(names.kept.take(found.indices, mode="clip"))
+    counts = np.diff(np.searchsorted(there, np.cumsum(found.counts)), prepend=0)
+    indices = names.places.take(found.indices.take(there), mode="clip")
+    return Slices(counts, indices, found.data.take(there))
 
 
-def kept_counts(there: Numbers, counts: Numbers) -> Numbers:
-    """How many entries of each slice are kept, from the places of those that are.
+def kept_counts(indices: Array, counts: Numbers, kept: Array) -> Numbers:
+    """How many entries of each slice are kept: each slice times a vector of ones and zeros, which SciPy multiplies.
 
-    >>> kept_counts(np.array([0, 3, 4]), np.array([2, 0, 3])).tolist()
-    [1, 0, 2]
+    >>> kept_counts(np.array([0, 2, 1, 2, 0]), np.array([2, 0, 3]), np.array([True, False, False])).tolist()
+    [1, 0, 1]
     """
-    return np.diff(np.searchsorted(there, np.cumsum(counts)), prepend=0)
+    wide = np.int64 if max(len(indices), len(kept)) > np.iinfo(np.int32).max else np.int32
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(wide)
+    ones = np.ones(len(indices), np.int32)
+    slices = sparse.csr_matrix((ones, indices.astype(wide, copy=False), starts), (len(counts), len(kept)), copy=False)
+    return np.asarray(slices @ kept.astype(np.int32), np.int64)
 
 
 def _filled(slices: int, every: Numbers | None, fill: Any, dtype: np.dtype[Any]) -> Slices:
@@ -392,6 +404,6 @@ def count_entries(
         check_indices(found, len(names.places), source)
         yield (
             low + begin,
-            kept_counts(np.flatnonzero(names.places.take(found, mode="clip") >= 0), counts[begin:end]) + lacking,
+            kept_counts(found, counts[begin:end], names.kept) + lacking,
         )
         begin = end
