@@ -43,7 +43,11 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     )
     add("--workers", type=int, help="blocks under way at once (default: one for each processor)")
     add("--memory-budget", default="1GiB", metavar="SIZE", help="for the whole process tree (default: %(default)s)")
-    add("--compression", default="source", help="of large arrays in h5ad: gzip, lzf, none or source (%(default)s)")
+    add(
+        "--compression",
+        default="source",
+        help="of large arrays: gzip, lzf (h5ad), zstd or lz4 (zarr), none, source (%(default)s)",
+    )
     add(
         "--storage-option",
         nargs="+",

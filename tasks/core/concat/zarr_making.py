@@ -230,7 +230,7 @@ def write_names(folder: Path, version: int, names: Any) -> bool:
     stored, values = "_index" if names.name is None else names.name, names._values
     if not is_plain(stored) or not _can_be_written(values) or values.dtype != object:
         return False
-    attributes = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": [], "_index": stored}
-    make_group(folder, version, attributes)
+    told: Attributes = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": [], "_index": stored}
+    make_group(folder, version, told)
     write_texts(folder / stored, version, len(values), iter([values]))
     return True

@@ -58,6 +58,8 @@ def read_values(root: Path, node: ZarrNode) -> Any:
             if codes is None or categories is None:
                 return None
             return pd.Categorical.from_codes(codes, categories=categories, ordered=bool(node.attrs["ordered"]))
+    except BadSourceError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         pass  # anndata tells what is wrong with it, if anything is
     return None
