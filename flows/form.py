@@ -342,7 +342,7 @@ ConcatCompression = Annotated[
     control(either(kind=choice(ConcatCompressions), none=NONE)),
     shown(
         "Compression",
-        "Of the large arrays; source: as the inputs have them. lzf is for h5ad, zstd and lz4 for zarr.",
+        "Of large arrays; source: as the inputs have them; lzf: h5ad alone; zstd, lz4: zarr.",
         "gzip",
     ),
 ]
