@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import numcodecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -177,11 +178,14 @@ def chunks_of(store: Path | str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_chunks_that_fit_are_taken_over_as_they_are(version: int, tmp_path: Path) -> None:
-    # zstd of another level: encoded anew, the same values would be other bytes
-    codec = zarr.codecs.ZstdCodec(level=9) if version == 3 else None
-    inputs = [in_chunks(tmp_path / f"{seed}.zarr", seed, version, codec) for seed in range(2)]
-    inputs.append(in_chunks(tmp_path / "2.zarr", 2, version, codec, entries=CHUNK + 1000))
-    inputs.append(in_chunks(tmp_path / "3.zarr", 3, version, codec))  # its first entry begins no chunk of the output
+    # each input has a level of its own: encoded anew, as the first one has it, the same values would be other bytes
+    codecs = [
+        numcodecs.Blosc("zstd", level, shuffle=0) if version == 2 else zarr.codecs.ZstdCodec(level=level)
+        for level in (9, 1, 3, 1)
+    ]
+    inputs = [in_chunks(tmp_path / f"{seed}.zarr", seed, version, codecs[seed]) for seed in range(2)]
+    inputs.append(in_chunks(tmp_path / "2.zarr", 2, version, codecs[2], entries=CHUNK + 1000))
+    inputs.append(in_chunks(tmp_path / "3.zarr", 3, version, codecs[3]))  # begins within a chunk of the output
     out = concat(inputs, tmp_path / "out.zarr")
     assert_same(read(out), expected([read(path) for path in inputs]))
     got = chunks_of(out)

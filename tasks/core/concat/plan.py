@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from prefect_cytotable.tasks.core.budget import show_bytes
+from prefect_cytotable.tasks.core.concat.compressing import codec_of, compression_of, first_chunk, zarr_format_of
 from prefect_cytotable.tasks.core.concat.model import (
     CALLABLE,
     ArrayPlan,
     Column,
-    Compression,
     Element,
     FramePlan,
     Input,
@@ -27,15 +27,11 @@ from prefect_cytotable.tasks.core.concat.model import (
     OtherPlan,
     Part,
     Plan,
-    StoreFormat,
 )
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, Joined, join_names
 from prefect_cytotable.tasks.core.concat.probe import Probed, probe_aligned, probe_mapping, probe_pairwise
 from prefect_cytotable.tasks.core.concat.sizes import H5_SPARSE_CHUNK, block_bytes, dense_chunks, fitted, sparse_chunk
 from prefect_cytotable.tasks.core.errors import LayoutError
-
-DEFAULT_ZARR_FORMAT = 2
-"""That of anndata, where no input is zarr."""
 
 Elements = Sequence[Element | None]
 
@@ -75,7 +71,7 @@ def plan_concat(inputs: tuple[Input, ...], options: Options, processes: bool, or
         memory=0,
         disk=0,
         block_bytes=block_bytes(options),
-        zarr_format=_zarr_format(inputs, options),
+        zarr_format=zarr_format_of(inputs, options),
     )
     return replace(fitted(draft, processes, orchestrated), key=_key(draft))
 
@@ -256,8 +252,8 @@ class _Draft:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)
             copied = not any(part.indexer for part in parts)
-            chunks = (sparse_chunk(self._block, _first_chunk(parts, self._inputs) if copied else 0),)
-        packed = _compression(parts, self._options)
+            chunks = (sparse_chunk(self._block, first_chunk(parts, self._inputs) if copied else 0),)
+        packed = compression_of(parts, self._options)
         if packed and kind.sparse:
             chunks = (min(chunks[0], H5_SPARSE_CHUNK),)
         self.arrays.append(
@@ -272,7 +268,7 @@ class _Draft:
                 chunks,
                 size,
                 packed,
-                _codec(parts, self._inputs, self._options),
+                codec_of(parts, self._inputs, self._options),
             )
         )
         lacking_parts = [part for part in parts if part.element is None]
@@ -311,39 +307,6 @@ def _entries(part: Part, fill: Any, shape: tuple[int, ...], axis: int) -> int:
     return stored + (cells if fill != 0 else 0)
 
 
-def _compression(parts: list[Part], options: Options) -> str:
-    """How an array is compressed in h5ad: as was asked for, or as it is in the first h5ad file that has it."""
-    if options.format is not StoreFormat.H5AD or options.compression is Compression.NONE:
-        return ""
-    if options.compression is not Compression.SOURCE:
-        return options.compression.value
-    first = next((part.element for part in parts if part.element), None)
-    known = first.compression if first else ""
-    return known if known in (Compression.GZIP, Compression.LZF) else ""
-
-
-def _first_zarr(parts: list[Part], inputs: tuple[Input, ...]) -> tuple[Input, Element] | None:
-    """The first zarr store that has an array, and its element."""
-    pairs = ((inputs[part.input], part.element) for part in parts)
-    return next(((one, element) for one, element in pairs if element and one.zarr_format), None)
-
-
-def _first_chunk(parts: list[Part], inputs: tuple[Input, ...]) -> int:
-    """Stored values of a chunk of a sparse array in the first zarr store that has it; 0 where none has."""
-    found = _first_zarr(parts, inputs)
-    return found[1].chunks[0] if found and found[1].kind.sparse and found[1].chunks else 0
-
-
-def _codec(parts: list[Part], inputs: tuple[Input, ...], options: Options) -> str:
-    """How an array is compressed in zarr: as was asked for, or as it is in the first zarr store that has it."""
-    if options.format is not StoreFormat.ZARR:
-        return ""
-    if options.compression is not Compression.SOURCE:
-        return options.compression.value
-    found = _first_zarr(parts, inputs)
-    return found[1].codec if found and found[0].zarr_format == _zarr_format(inputs, options) else ""
-
-
 def _row(element: Element | None) -> int:
     """Bytes of a row of a dense element."""
     return int(np.prod(element.shape[1:], dtype=np.int64)) * np.dtype(element.dtype).itemsize if element else 0
@@ -375,13 +338,6 @@ def _check_column(path: str, name: str, columns: Sequence[Column | None], inputs
     if len(classes) > 1:
         told = ", ".join(f"{found} in {where}" for found, where in classes.items())
         raise LayoutError(f"{path}: the column {name!r} has {told}. Make it the same in all inputs, or leave it out.")
-
-
-def _zarr_format(inputs: tuple[Input, ...], options: Options) -> int:
-    """The version of zarr for the output: that of the first input that is zarr."""
-    if options.format is not StoreFormat.ZARR:
-        return 0
-    return next((one.zarr_format for one in inputs if one.zarr_format), DEFAULT_ZARR_FORMAT)
 
 
 def _key(plan: Plan) -> str:
