@@ -1,4 +1,4 @@
-"""How the output's large arrays are compressed, and in which version of zarr: as was asked for, or as the inputs are."""
+"""How the output's large arrays are compressed, and in which version of zarr: as was asked for, or as inputs are."""
 
 from __future__ import annotations
 

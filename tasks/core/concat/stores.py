@@ -16,7 +16,7 @@ import zarr
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
 from prefect_cytotable.tasks.core.concat.zarr_making import can_be_made, is_plain, make_group
-from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
+from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, codec_of, read_nodes
 from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, open_store, zarr_format_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
@@ -252,8 +252,14 @@ def _compression(dataset: Any) -> str:
 
 def _codec(node: Any) -> str:
     """What compresses an array of zarr, where another can be made like it."""
-    found = node.codec if isinstance(node, ZarrNode) else ""
-    return found if can_be_made(found, node.zarr_format if found else 2) else ""
+    if isinstance(node, zarr.Array):
+        array, version = node.metadata.to_dict(), int(node.metadata.zarr_format)
+    elif isinstance(node, ZarrNode) and node.array is not None:
+        array, version = node.array, node.zarr_format
+    else:
+        return ""
+    found = codec_of(array, version)
+    return found if can_be_made(found, version) else ""
 
 
 def _frame(node: Group, name: str) -> Element:

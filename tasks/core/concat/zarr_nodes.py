@@ -43,18 +43,6 @@ class ZarrNode:
             return _dtype(self.array["dtype"] if self.zarr_format == 2 else self.array["data_type"])
         return _chunks(self.array, self.zarr_format)
 
-    @property
-    def codec(self) -> str:
-        """What compresses an array, as JSON; "none" for nothing, "" where that is more than one codec."""
-        assert self.array is not None, self.path
-        if self.zarr_format == 2:
-            found = self.array["compressor"]
-        elif len(self.array["codecs"]) <= 2 and self.array["codecs"][0]["name"] == "bytes":
-            found = self.array["codecs"][1] if len(self.array["codecs"]) == 2 else None
-        else:
-            return ""
-        return json.dumps(found, sort_keys=True) if found else "none"
-
     def __getitem__(self, path: str) -> ZarrNode:
         """A node below this one."""
         return self.nodes[f"{self.path}/{path}".strip("/")]
@@ -127,6 +115,17 @@ def _version_3(root: Path, names: set[str]) -> dict[str, ZarrNode]:
         array = one if one["node_type"] == "array" else None
         nodes[path] = ZarrNode(nodes, path, one.get("attributes", {}), array, 3)
     return nodes
+
+
+def codec_of(array: dict[str, Any], zarr_format: int) -> str:
+    """What compresses an array of this metadata, as JSON; "none" for nothing, "" for more than one codec."""
+    if zarr_format == 2:
+        found = array["compressor"]
+    elif len(array["codecs"]) <= 2 and array["codecs"][0]["name"] == "bytes":
+        found = array["codecs"][1] if len(array["codecs"]) == 2 else None
+    else:
+        return ""
+    return json.dumps(found, sort_keys=True) if found else "none"
 
 
 def _json(path: Path) -> Any:
