@@ -3,8 +3,12 @@
     python concat_compare.py --data data --size 5000
 
 Eight cases, each with h5ad and with zarr: sparse and dense, aligned, reindexed with an inner and with an outer join;
-and the sparse reindexed one with `max_loaded_elems` of ten million and of a billion. Beside them a plain copy: the
-inputs' bytes read, our output's bytes read and written.
+and the sparse reindexed one with `max_loaded_elems` of ten million and of a billion. Beside them
+
+copy    a plain copy: the inputs' bytes read, our output's bytes read and written.
+codec   what the codec alone takes: each chunk of the inputs decoded, each of our output encoded, on a thread for each
+        processor, from memory into memory; nothing is read, renamed, sorted, checked or written. Of zarr alone, since
+        plain h5ad has no codec. We leave out the encoding of chunks that the output has as an input has them.
 
 time    seconds of the function alone, without the start of Python and imports: the median of the rounds.
 memray  the highest number of bytes allocated at once, in a run of its own.
@@ -17,13 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +38,9 @@ import measure
 from concat_generate import FORMATS, generate, paths_of
 
 MIB = 1 << 20
-CONTENDERS = ("ours", "anndata", "copy")
+CONTENDERS = ("ours", "anndata", "copy", "codec")
+BATCH = 64
+"""Chunks that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,39 @@ def work(contender: str, case: Case, inputs: list[Path], output: Path, model: Pa
         (shutil.copytree if model.is_dir() else shutil.copyfile)(model, output)
 
 
+def codec_seconds(inputs: list[Path], model: Path) -> float:
+    """The time that the codec itself takes for an X of zarr: the inputs' chunks decoded, the output's encoded."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        decoding = sum(in_batches(pool, path, encode=False) for path in inputs)
+        return decoding + in_batches(pool, model, encode=True)
+
+
+def in_batches(pool: ThreadPoolExecutor, store: Path, encode: bool) -> float:
+    """Seconds for decoding, or for encoding, all chunks of X; what is not asked for is not counted."""
+    import numpy as np
+
+    from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
+
+    seconds = 0.0
+    sparse = (store / "X/data").is_dir()
+    for folder in [store / "X/data", store / "X/indices"] if sparse else [store / "X"]:
+        files = ChunkFiles.of(folder)
+        if files is None or files.codec is None:
+            continue
+        numbers = files.numbers(0, files.shape[0])
+        for low in range(0, len(numbers), BATCH):
+            stored = [files.stored(one) for one in numbers[low : low + BATCH]]
+            chunks = [np.empty(files.chunks, files.dtype) for _ in stored]
+            began = time.perf_counter()
+            list(pool.map(files.codec.decode, stored, chunks))
+            if encode:
+                began = time.perf_counter()
+                list(pool.map(files.codec.encode, chunks))
+            seconds += time.perf_counter() - began
+    return seconds
+
+
 def child(asked: argparse.Namespace) -> int:
     """A process that imports, then does the work, or nothing."""
     warnings.simplefilter("ignore")
@@ -100,6 +141,9 @@ def child(asked: argparse.Namespace) -> int:
 
     case = CASES[asked.case]
     inputs = paths_of(asked.data, case.layout, case.kind, asked.format, asked.size)
+    if asked.child == "codec":
+        print(json.dumps({"seconds": codec_seconds(inputs, asked.model)}))
+        return 0
     began = time.perf_counter()
     if asked.memray:
         import memray
@@ -154,7 +198,7 @@ class Arena:
         """Rounds for the time and the resident memory, one more for the allocations."""
         runs = [self._run(contender, number, format) for _ in range(self._asked.repeat)]
         allocated = -1
-        if self._asked.memory and contender != "copy":
+        if self._asked.memory and contender in ("ours", "anndata"):
             trace = self._scratch / "trace.bin"
             if self._run(contender, number, format, trace)[0] >= 0:
                 allocated = peak(trace)
@@ -186,18 +230,19 @@ def peak(trace: Path) -> int:
 def rows(found: list[Figures], verdicts: dict[tuple[str, str], str]) -> list[str]:
     """A Markdown table."""
     lines = [
-        "| case | format | ours s | anndata s | copy s | anndata / ours | ours / copy | memray MiB, ours | anndata "
-        "| RSS MiB, ours | anndata | values |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| case | format | ours s | anndata s | copy s | codec s | anndata / ours | ours / copy "
+        "| ours / (copy + codec) | memray MiB, ours | anndata | RSS MiB, ours | anndata | values |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     table: dict[tuple[str, str], dict[str, Figures]] = {}
     for one in found:
         table.setdefault((one.case, one.format), {})[one.contender] = one
     for (case, format), by in table.items():
-        ours, theirs, copy = (by.get(name) for name in CONTENDERS)
+        ours, theirs, copy, codec = (by.get(name) for name in CONTENDERS)
         cells: list[str] = [case, format]
-        cells += [f"{one.seconds:.2f}" if one and one.seconds >= 0 else "" for one in (ours, theirs, copy)]
-        cells += [ratio(theirs, ours), ratio(ours, copy)]
+        cells += [f"{one.seconds:.2f}" if one and one.seconds >= 0 else "" for one in (ours, theirs, copy, codec)]
+        floor = replace(copy, seconds=copy.seconds + codec.seconds) if copy and codec else None
+        cells += [ratio(theirs, ours), ratio(ours, copy), ratio(ours, floor)]
         cells += [mebibytes(one, "allocated") for one in (ours, theirs)]
         cells += [mebibytes(one, "resident") for one in (ours, theirs)]
         lines.append(f"| {' | '.join([*cells, verdicts.get((case, format), '')])} |")
@@ -219,7 +264,7 @@ def mebibytes(one: Figures | None, field: str) -> str:
 
 def arguments(argv: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Concatenations on disk: us, anndata's function, a plain copy.")
+    parser = argparse.ArgumentParser(description="Concatenations on disk: us, anndata, a plain copy, the codec.")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the inputs lie; missing ones are made")
     parser.add_argument("--scratch", type=Path, help="where outputs go (default: in the data's folder)")
     parser.add_argument("--size", type=int, default=5000)
@@ -252,12 +297,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arena, found, verdicts = Arena(asked), [], {}
     for number in cases:
         for format in asked.formats:
-            for contender in asked.contenders:
+            contenders = [one for one in asked.contenders if one != "codec" or format == "zarr"]
+            for contender in contenders:
                 found.append(arena.figures(contender, number, format))
                 print(asdict(found[-1]), file=sys.stderr, flush=True)
             if asked.check:
                 verdicts[CASES[number].name, format] = arena.check(format)
-            for contender in asked.contenders:
+            for contender in contenders:
                 remove(arena.output(contender, format))
     print("\n".join(rows(found, verdicts)))
     if asked.json:

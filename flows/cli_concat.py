@@ -43,7 +43,7 @@ def add_command(command: Adder) -> None:
     add("--max-loaded-elems", type=int, default=MAX_LOADED_ELEMS, metavar="N", help="elements of a block, at most")
     add_runner(one, "sequential, concurrent, process, dask, or a Dask scheduler's address", "blocks")
     add_memory_budget(one)
-    add("--compression", default="source", help="of large arrays in h5ad: gzip, lzf, none or source (%(default)s)")
+    add("--compression", default="source", help="of large arrays: gzip, lzf, zstd, lz4, none or source (%(default)s)")
     add_storage_options(one)
     add("--overwrite", action="store_true", help="replace the output once the new one is whole")
     add("--plan", action="store_true", help="show what would be done, and do nothing")

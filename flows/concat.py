@@ -66,7 +66,8 @@ def concat(
         memory_budget: Bytes for the whole process tree, such as "1GiB".
         overwrite: Whether an AnnData file that is there is replaced, once the new one is whole.
         workers: Blocks under way at once; by default as many as there are processors, and memory for.
-        compression: Of the large arrays in h5ad: "gzip", "lzf", None, or "source", as the inputs have them.
+        compression: Of the large arrays: "gzip", None, or "source", as the inputs have them; in h5ad "lzf" too, in zarr
+            "zstd" and "lz4" (Blosc).
         storage_options: How object storage is reached, such as {"no_sign_request": True} or {"profile": "lab"}. Never
             credentials: those belong in the environment.
         progress: Who hears of the progress; nobody by default.

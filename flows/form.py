@@ -340,7 +340,11 @@ Pairwise = Annotated[bool, shown("Pairwise", "Keep obsp (or varp), as blocks on 
 ConcatCompression = Annotated[
     str | None,
     control(either(kind=choice(ConcatCompressions), none=NONE)),
-    shown("Compression", "Of the large arrays in h5ad; source: as the inputs have them.", "gzip"),
+    shown(
+        "Compression",
+        "Of large arrays; source: as the inputs have them; lzf: h5ad alone; zstd, lz4: zarr.",
+        "gzip",
+    ),
 ]
 
 # --- reprocess ----------------------------------------------------------------------------------------------

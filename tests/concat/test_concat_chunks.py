@@ -21,7 +21,7 @@ from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
 from prefect_cytotable.tasks.core.concat.chunks_h5 import H5Place
 from prefect_cytotable.tasks.core.concat.packing import BEGUN
 from prefect_cytotable.tasks.core.concat.reading import DirectRows, opened_rows
-from prefect_cytotable.tasks.core.errors import ArgumentError, BadSourceError
+from prefect_cytotable.tasks.core.errors import BadSourceError
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -169,8 +169,6 @@ def test_compressed_h5ad(kind: str, compression: str, tmp_path: Path) -> None:
         with h5py.File(path) as file:
             array = file["X"] if kind == "dense" else file["X/data"]
             assert array.compression == found
-    with pytest.raises(ArgumentError, match="for h5ad"):
-        concat(inputs, tmp_path / "a.zarr", compression=compression)
 
 
 def test_an_output_that_was_broken_off_while_it_was_packed(tmp_path: Path) -> None:

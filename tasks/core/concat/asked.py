@@ -38,11 +38,13 @@ class Merge(StrEnum):
 
 
 class Compression(StrEnum):
-    """Of the large arrays in h5ad."""
+    """Of the large arrays: lzf in h5ad alone, zstd and lz4 in zarr alone."""
 
     SOURCE = "source"
     GZIP = "gzip"
     LZF = "lzf"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
     NONE = "none"
 
 
@@ -79,7 +81,7 @@ class Options:
         memory_budget: Bytes for the whole process tree.
         workers: Blocks under way at once.
         max_loaded_elems: Elements of an array that a block may have.
-        compression: Of the large arrays, where the output is h5ad.
+        compression: Of the large arrays.
         storage: How object storage is reached, without secrets.
     """
 

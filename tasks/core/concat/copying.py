@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_cytotable.tasks.core.concat.chunks import ChunkFiles
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Kind, Layout, Source
-from prefect_cytotable.tasks.core.concat.reading import Rows
-from prefect_cytotable.tasks.core.concat.targets import Target
+from prefect_cytotable.tasks.core.concat.reading import DirectRows, Rows
+from prefect_cytotable.tasks.core.concat.targets import Target, ZarrTarget
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Array = NDArray[Any]
@@ -50,11 +51,18 @@ def copy_entries(
     begins = indptr[[one.start for one in array.sources]]
     size = min(step, span[1] - span[0])
     buffers = np.empty(size, array.dtype), np.empty(size, array.index_dtype)
-    for low in range(*span, step):
+    low = span[0]
+    while low < span[1]:
+        first = int(np.searchsorted(ends, low, side="right"))
+        base, end = int(begins[first]), min(int(ends[first]), span[1])
+        whole = (min(step, end - low) if not (low - base) % data.chunk else 0) // data.chunk * data.chunk
+        if whole and _as_stored(array.sources[first], rows_of(first), low - base, whole, minor, targets, low, buffers):
+            low += whole
+            continue
         high = min(low + step, span[1])
         values, places = (buffer[: high - low] for buffer in buffers)
-        first, last = np.searchsorted(ends, low, side="right"), np.searchsorted(begins, high, side="left")
-        for number in range(int(first), int(last)):
+        last = int(np.searchsorted(begins, high, side="left"))
+        for number in range(first, last):
             base = int(begins[number])
             begin, end = max(low, base), min(high, int(ends[number]))
             if begin < end:
@@ -62,6 +70,48 @@ def copy_entries(
                       values[begin - low : end - low], places[begin - low : end - low])  # fmt: skip
         data.write(low, values)
         indices.write(low, places)
+        low = high
+
+
+def _as_stored(
+    source: Source,
+    rows: tuple[Rows, ...],
+    begin: int,
+    count: int,
+    minor: int,
+    targets: tuple[Target, Target],
+    low: int,
+    buffers: tuple[Array, Array],
+) -> bool:
+    """Write whole chunks as the input has them: their bytes stay, they are only looked at. False where that cannot be.
+
+    Args:
+        source: To which the entries belong.
+        rows: Its data and indices.
+        begin: Its first entry, at which a chunk of the output begins.
+        count: Entries, of whole chunks.
+        minor: Entries along the minor axis.
+        targets: For data and indices.
+        low: Place of the first entry in the output.
+        buffers: For the values, as the output has them.
+    """
+    pairs = []
+    for one, target in zip(rows, targets, strict=True):
+        files = one.chunked if isinstance(one, DirectRows) else None
+        if not isinstance(files, ChunkFiles) or not isinstance(target, ZarrTarget) or not target.takes(files):
+            return False
+        pairs.append((files, target))
+    size = targets[0].chunk
+    if begin + count > rows[1].shape[0]:
+        raise damaged(source, "its row starts lead out of its values")
+    for (files, target), buffer in zip(pairs, buffers, strict=True):
+        chunk = buffer[:size]
+        for place in range(0, count, size):
+            stored = files.read_stored(((begin + place) // size,), chunk)
+            if target is targets[1]:
+                check_indices(chunk, minor, source)
+            target.put(((low + place) // size,), stored)
+    return True
 
 
 def _copy(

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from anndata.io import read_elem, write_elem
 from numpy.typing import NDArray
 
+from prefect_cytotable.tasks.core.concat import zarr_making
 from prefect_cytotable.tasks.core.concat.model import Element, FramePlan, Input, Options, StoreFormat
 from prefect_cytotable.tasks.core.concat.names import as_names
 from prefect_cytotable.tasks.core.concat.probe import concatenated
-from prefect_cytotable.tasks.core.concat.stores import Group, encoding, index_name, opened, quiet
+from prefect_cytotable.tasks.core.concat.stores import Group, create_group, encoding, index_name, opened, quiet
+from prefect_cytotable.tasks.core.concat.zarr_making import is_plain, write_texts
+from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode
+from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, zarr_format_of
+from prefect_cytotable.tasks.core.concat.zarr_values import consolidated, read_values, text_pieces
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 OPEN_AT_ONCE = 64
@@ -35,6 +42,7 @@ class Inputs:
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.all = tuple(inputs)
         self._open: OrderedDict[int, tuple[ExitStack, Group]] = OrderedDict()
+        self._nodes: OrderedDict[int, ZarrNode | None] = OrderedDict()
 
     def root(self, number: int) -> Group:
         """The root group of an input."""
@@ -47,6 +55,27 @@ class Inputs:
         one = self.all[number]
         self._open[number] = stack, stack.enter_context(opened(one.path, one.format))
         return self._open[number][1]
+
+    def node(self, number: int) -> ZarrNode | None:
+        """The root of an input whose annotations can be read past zarr."""
+        one = self.all[number]
+        if one.format is not StoreFormat.ZARR:
+            return None
+        if number not in self._nodes:
+            while len(self._nodes) >= OPEN_AT_ONCE:
+                self._nodes.popitem(last=False)
+            self._nodes[number] = consolidated(Path(one.path))
+        return self._nodes[number]
+
+    def read(self, number: int, path: str) -> Any:
+        """An annotation of an input, as anndata reads it."""
+        node = self.node(number)
+        found = read_values(Path(self.all[number].path), node[path]) if node and path in node else None
+        return read_elem(self.root(number)[path]) if found is None else found
+
+    def index_name(self, number: int, path: str) -> str:
+        """The name under which the index of a data frame of an input is stored."""
+        return index_name((self.node(number) or self.root(number))[path])
 
     def close(self) -> None:
         """Close all."""
@@ -70,15 +99,15 @@ def write_frame(
     Raises:
         LayoutError: A column's values have no type that can be written.
     """
-    group = root.create_group(frame.path)
     columns = list(frame.columns)
     if frame.label is not None and frame.label not in columns:
         columns.append(frame.label)
     if RESERVED in columns:
         raise LayoutError(f"{frame.path}: a column is called {RESERVED!r}, which is the index's name. Rename it.")
-    stored = _write_index(group, columns, index, inputs, options, format)
+    stored = _stored_name(columns, index, inputs)
     told = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": columns, "_index": stored}
-    group.attrs.update(told)
+    group = create_group(root, frame.path, told)
+    _write_index(group, stored, index, inputs, options, format)
     extents = [_extent(one, index) for one in inputs.all]
     for name in columns:
         if name == frame.label:
@@ -99,21 +128,24 @@ def _extent(one: Input, path: str) -> int:
     return found.shape[0]
 
 
-def _write_index(
-    group: Group, columns: list[str], path: str, inputs: Inputs, options: Options, format: StoreFormat
-) -> str:
-    """Write the names of all inputs, one after the other, with their keys where that is asked for; gives its name."""
-    numbers = range(len(inputs.all))
-    names = {index_name(inputs.root(number)[path]) for number in numbers}
+def _stored_name(columns: list[str], path: str, inputs: Inputs) -> str:
+    """The name of the index: that of the inputs, where they have the same and no column is called so."""
+    names = {inputs.index_name(number, path) for number in range(len(inputs.all))}
     name = names.pop() if len(names) == 1 else RESERVED
-    name = RESERVED if name in columns else name
+    return RESERVED if name in columns else name
+
+
+def _write_index(group: Group, name: str, path: str, inputs: Inputs, options: Options, format: StoreFormat) -> None:
+    """Write the names of all inputs, one after the other, with their keys where that is asked for."""
     total = sum(_extent(one, path) for one in inputs.all)
+    if format is StoreFormat.ZARR and is_plain(name):
+        write_texts(folder_of(group) / name, zarr_format_of(group), total, _pieces(path, inputs, options))
+        return
     target = _text_array(group, name, total, format)
     done = 0
     for piece in _pieces(path, inputs, options):
         target[done : done + len(piece)] = piece
         done += len(piece)
-    return name
 
 
 def _pieces(path: str, inputs: Inputs, options: Options) -> Iterator[NDArray[np.object_]]:
@@ -121,13 +153,25 @@ def _pieces(path: str, inputs: Inputs, options: Options) -> Iterator[NDArray[np.
     held: list[Any] = []
     for number, key in enumerate(options.keys):
         suffix = "" if options.index_unique is None else f"{options.index_unique}{key}"
-        for names in _names(inputs.root(number)[path], options.format is StoreFormat.H5AD and not suffix):
+        for names in _names_of(inputs, number, path, options.format is StoreFormat.H5AD and not suffix):
             held += [name + suffix for name in names] if suffix else list(names)
             while len(held) >= PIECE:
                 yield np.array(held[:PIECE], dtype=object)
                 held = held[PIECE:]
     if held:
         yield np.array(held, dtype=object)
+
+
+def _names_of(inputs: Inputs, number: int, path: str, encoded: bool) -> Iterator[Any]:
+    """The index of a frame of an input, so many names at a time."""
+    node = inputs.node(number)
+    if node is not None:
+        stored = node[path][index_name(node[path])]
+        texts = encoding(stored) == "string-array"
+        pieces = text_pieces(Path(inputs.all[number].path), stored) if texts else None
+        if pieces is not None:
+            return pieces
+    return _names(inputs.root(number)[path], encoded)
 
 
 def _names(frame: Group, encoded: bool) -> Iterator[Any]:
@@ -170,7 +214,7 @@ def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> An
 def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> Any:
     """A column of all inputs, as anndata puts them together."""
     parts = [
-        pd.Series(read_elem(inputs.root(number)[f"{frame.path}/{name}"])) if _has(element, name) else None
+        pd.Series(inputs.read(number, f"{frame.path}/{name}")) if _has(element, name) else None
         for number, element in enumerate(frame.elements)
     ]
     there = [one for one in parts if one is not None]
@@ -247,8 +291,12 @@ def write_values(group: Group, name: str, values: Any, what: str) -> None:
     Raises:
         LayoutError: There is none.
     """
+    ready = writable(values, what)
+    direct = isinstance(group, zarr.Group) and is_plain(name)
+    if direct and zarr_making.write_values(folder_of(group) / name, zarr_format_of(group), ready):
+        return
     with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(group, name, writable(values, what))
+        write_elem(group, name, ready)
 
 
 def writable_frame(frame: Any, what: str) -> Any:

@@ -6,14 +6,20 @@ from typing import Any
 
 import anndata
 import pandas as pd
+import zarr
 from anndata.io import read_elem, write_elem
 
+from prefect_cytotable.tasks.core.concat import zarr_making
 from prefect_cytotable.tasks.core.concat.frames import Inputs, writable_frame
 from prefect_cytotable.tasks.core.concat.model import CALLABLE, Plan
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, Joined
 from prefect_cytotable.tasks.core.concat.probe import concatenated
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.stores import Group, quiet
+from prefect_cytotable.tasks.core.concat.stores import Group, create_group, quiet
+from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, zarr_format_of
+
+DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
+"""Attributes of a mapping."""
 
 
 def write_other_axis(root: Group, plan: Plan, merges: Merges, joined: Joined, inputs: Inputs) -> None:
@@ -21,7 +27,7 @@ def write_other_axis(root: Group, plan: Plan, merges: Merges, joined: Joined, in
     options = plan.options
     other = options.other_name
     if not options.merge:
-        write_elem(root, other, pd.DataFrame(index=joined.names))
+        write_names(root, other, joined.names)
         return
     objects = []
     for number in range(len(plan.inputs)):
@@ -45,6 +51,13 @@ def write_other_axis(root: Group, plan: Plan, merges: Merges, joined: Joined, in
             _replace(root, f"{other}{suffix}", dict(getattr(result, f"{other}{suffix}")))
 
 
+def write_names(root: Group, path: str, names: Any) -> None:
+    """Write a data frame without columns."""
+    if isinstance(root, zarr.Group) and zarr_making.write_names(folder_of(root) / path, zarr_format_of(root), names):
+        return
+    write_elem(root, path, pd.DataFrame(index=names))
+
+
 def _frame(node: Group) -> Any:
     frame = read_elem(node)
     return frame
@@ -63,7 +76,7 @@ def write_uns(root: Group, plan: Plan, merges: Merges, inputs: Inputs) -> None:
     """Write what the strategy keeps of `uns`."""
     options = plan.options
     if not options.uns_merge:
-        write_elem(root, "uns", {})
+        create_group(root, "uns", DICT)
         return
     objects = []
     for number in range(len(plan.inputs)):

@@ -46,6 +46,7 @@ class Element:
         nnz: Stored values of a sparse array.
         columns: Those of a data frame.
         compression: Of its values in HDF5, "" where there is none.
+        codec: Of its values in zarr, as JSON; "" where it is not known or there is none.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Element:
     nnz: int = 0
     columns: tuple[Column, ...] = ()
     compression: str = ""
+    codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class ArrayPlan:
         fill: Bytes, in hexadecimal, of the value for what no input has.
         chunks: Rows and columns of a chunk, of a dense array in zarr; the length of one, of a sparse array.
         size: Bytes in memory, at most.
-        compression: "gzip" or "lzf" in h5ad, "" where its bytes lie plainly; zarr has its own.
+        compression: "gzip" or "lzf" in h5ad, "" where its bytes lie plainly.
+        codec: In zarr, as `zarr_making.codec` takes it.
     """
 
     path: str
@@ -145,6 +148,7 @@ class ArrayPlan:
     chunks: tuple[int, ...]
     size: int
     compression: str = ""
+    codec: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pandas as pd
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Input, Join, JoinedNames, Options
+from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Input, Join, JoinedNames, Options, StoreFormat
 from prefect_cytotable.tasks.core.concat.stores import Group, index_name, opened
+from prefect_cytotable.tasks.core.concat.zarr_values import consolidated, read_values
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 MAIN, RAW = "", "raw"
@@ -55,6 +57,19 @@ def read_names(root: Group, path: str) -> Any:
     return as_names(read_elem(frame[stored]), stored)
 
 
+def _names_of(one: Input, path: str) -> Any:
+    """The same of an input, past zarr where that can be."""
+    root = Path(one.path)
+    node = consolidated(root) if one.format is StoreFormat.ZARR else None
+    if node is not None:
+        stored = index_name(node[path])
+        values = read_values(root, node[f"{path}/{stored}"])
+        if values is not None:
+            return as_names(values, stored)
+    with opened(one.path, one.format) as opened_root:
+        return read_names(opened_root, path)
+
+
 def as_names(values: Any, stored: str) -> Any:
     """Values of an index as AnnData has them when it has loaded them."""
     index = pd.Index(np.asarray(values, dtype=object), name=None if stored == "_index" else stored)
@@ -82,8 +97,7 @@ def _join_names(inputs: tuple[Input, ...], other: str, join: Join, node: str) ->
     path = frames_of(node)[other]
     found = []
     for one in inputs:
-        with opened(one.path, one.format) as root:
-            found.append(read_names(root, path))
+        found.append(_names_of(one, path))
     if not all(names.equals(found[0]) for names in found[1:]):
         for one, names in zip(inputs, found, strict=True):
             if names.has_duplicates:

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from prefect_cytotable.tasks.core.budget import show_bytes
+from prefect_cytotable.tasks.core.concat.compressing import codec_of, compression_of, first_chunk, zarr_format_of
 from prefect_cytotable.tasks.core.concat.model import (
     CALLABLE,
     ArrayPlan,
     Column,
-    Compression,
     Element,
     FramePlan,
     Input,
@@ -27,15 +27,11 @@ from prefect_cytotable.tasks.core.concat.model import (
     OtherPlan,
     Part,
     Plan,
-    StoreFormat,
 )
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, Joined, join_names
 from prefect_cytotable.tasks.core.concat.probe import Probed, probe_aligned, probe_mapping, probe_pairwise
 from prefect_cytotable.tasks.core.concat.sizes import H5_SPARSE_CHUNK, block_bytes, dense_chunks, fitted, sparse_chunk
 from prefect_cytotable.tasks.core.errors import LayoutError
-
-DEFAULT_ZARR_FORMAT = 2
-"""That of anndata, where no input is zarr."""
 
 Elements = Sequence[Element | None]
 
@@ -75,7 +71,7 @@ def plan_concat(inputs: tuple[Input, ...], options: Options, processes: bool, or
         memory=0,
         disk=0,
         block_bytes=block_bytes(options),
-        zarr_format=_zarr_format(inputs, options),
+        zarr_format=zarr_format_of(inputs, options),
     )
     return replace(fitted(draft, processes, orchestrated), key=_key(draft))
 
@@ -255,12 +251,25 @@ class _Draft:
         else:
             kind = Kind.CSC if kinds == {Kind.CSC} and axis >= 0 else Kind.CSR
             size = sum(_entries(part, fill, shape, axis) for part in parts) * (dtype.itemsize + 8)
-            chunks = (sparse_chunk(self._block),)
-        packed = _compression(parts, self._options)
+            copied = not any(part.indexer for part in parts)
+            chunks = (sparse_chunk(self._block, first_chunk(parts, self._inputs) if copied else 0),)
+        packed = compression_of(parts, self._options)
         if packed and kind.sparse:
             chunks = (min(chunks[0], H5_SPARSE_CHUNK),)
         self.arrays.append(
-            ArrayPlan(path, kind, shape, dtype.str, axis, fill.tobytes().hex(), tuple(parts), chunks, size, packed)
+            ArrayPlan(
+                path,
+                kind,
+                shape,
+                dtype.str,
+                axis,
+                fill.tobytes().hex(),
+                tuple(parts),
+                chunks,
+                size,
+                packed,
+                codec_of(parts, self._inputs, self._options),
+            )
         )
         lacking_parts = [part for part in parts if part.element is None]
         if lacking_parts:
@@ -298,17 +307,6 @@ def _entries(part: Part, fill: Any, shape: tuple[int, ...], axis: int) -> int:
     return stored + (cells if fill != 0 else 0)
 
 
-def _compression(parts: list[Part], options: Options) -> str:
-    """How an array is compressed in h5ad: as was asked for, or as it is in the first h5ad file that has it."""
-    if options.format is not StoreFormat.H5AD or options.compression is Compression.NONE:
-        return ""
-    if options.compression is not Compression.SOURCE:
-        return options.compression.value
-    first = next((part.element for part in parts if part.element), None)
-    known = first.compression if first else ""
-    return known if known in (Compression.GZIP, Compression.LZF) else ""
-
-
 def _row(element: Element | None) -> int:
     """Bytes of a row of a dense element."""
     return int(np.prod(element.shape[1:], dtype=np.int64)) * np.dtype(element.dtype).itemsize if element else 0
@@ -340,13 +338,6 @@ def _check_column(path: str, name: str, columns: Sequence[Column | None], inputs
     if len(classes) > 1:
         told = ", ".join(f"{found} in {where}" for found, where in classes.items())
         raise LayoutError(f"{path}: the column {name!r} has {told}. Make it the same in all inputs, or leave it out.")
-
-
-def _zarr_format(inputs: tuple[Input, ...], options: Options) -> int:
-    """The version of zarr for the output: that of the first input that is zarr."""
-    if options.format is not StoreFormat.ZARR:
-        return 0
-    return next((one.zarr_format for one in inputs if one.zarr_format), DEFAULT_ZARR_FORMAT)
 
 
 def _key(plan: Plan) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
 import msgspec
 import numpy as np
-import pandas as pd
 import zarr
-from anndata.io import write_elem
 from numpy.typing import NDArray
 
-from prefect_cytotable.tasks.core.concat import merged, packing
+from prefect_cytotable.tasks.core.concat import merged, packing, zarr_making
 from prefect_cytotable.tasks.core.concat.frames import Inputs, write_frame
 from prefect_cytotable.tasks.core.concat.model import (
     ArrayLayout,
@@ -35,15 +34,16 @@ from prefect_cytotable.tasks.core.concat.plan import indexers, width_indexer
 from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.concat.sizes import job_rows, keep_freed_memory
 from prefect_cytotable.tasks.core.concat.sparse import SparseSources, count_entries
-from prefect_cytotable.tasks.core.concat.stores import Group, quiet
+from prefect_cytotable.tasks.core.concat.stores import Group, create_group, quiet
 from prefect_cytotable.tasks.core.concat.turn import make_csr
-from prefect_cytotable.tasks.core.concat.zarr_store import DirectStore, create_store
+from prefect_cytotable.tasks.core.concat.zarr_store import DirectStore, create_store, folder_of, zarr_format_of
 from prefect_cytotable.tasks.core.places.files import whole
 
 LAYOUT = "layout.json"
 
 INT32 = int(np.iinfo(np.int32).max)
 
+_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _ENCODINGS = {Kind.CSR: "csr_matrix", Kind.CSC: "csc_matrix"}
 
 
@@ -109,23 +109,17 @@ def _encoded(node: Any, kind: str, encoding_version: str) -> Any:
     return node
 
 
-def _group(parent: Group, name: str, kind: str, format: StoreFormat, encoding_version: str = "0.1.0") -> Group:
-    """A new group. zarr takes its attributes with it, which spares turns of its event loop."""
-    if format is StoreFormat.ZARR:
-        return parent.create_group(name, attributes={"encoding-type": kind, "encoding-version": encoding_version})
-    return _encoded(parent.create_group(name), kind, encoding_version)
-
-
 def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any], inputs: Inputs) -> None:
     """Names, data frames, `uns`, and what else is put together in memory."""
     options = plan.options
     for mapping in ("layers", "obsm", "varm", "obsp", "varp"):
-        _group(root, mapping, "dict", options.format)
+        create_group(root, mapping, merged.DICT)
     raw = any(array.path == "raw/X" for array in plan.arrays) or any(one.path == "raw/X" for one in plan.others)
     if raw:
-        _group(_group(root, "raw", "raw", options.format), "varm", "dict", options.format)
+        create_group(root, "raw", {"encoding-type": "raw", "encoding-version": "0.1.0"})
+        create_group(root, "raw/varm", merged.DICT)
         if options.axis == 0:
-            write_elem(root, "raw/var", pd.DataFrame(index=joined[RAW].names))
+            merged.write_names(root, "raw/var", joined[RAW].names)
     merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
     merged.write_uns(root, plan, merges, inputs)
     for frame in plan.frames:
@@ -140,7 +134,6 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
     for part in array.parts:
         if part.indexer.startswith("width-") and not (folder / part.indexer).exists():
             np.save(folder / part.indexer, width_indexer(part.indexer), allow_pickle=False)
-    format = plan.options.format
     sources = _sources(array, plan, folder, number)
     stacked = array.axis == -1 or (array.axis == 0) is (array.kind is Kind.CSR)
     layout = ArrayLayout(
@@ -163,7 +156,7 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
     parent = root[mapping] if mapping else root
     if array.kind is Kind.DENSE:
         packed = array.compression if all(array.shape) else ""
-        _encoded(_empty(parent, name, array.shape, array.dtype, array.chunks, format, packed), "array", "0.2.0")
+        _empty(parent, name, array.shape, array.dtype, array.chunks, packed, array.codec, _ARRAY)
         return replace(layout, compression=packed)
     indptr = _starts(layout, plan, folder)
     nnz = int(indptr[-1])
@@ -172,13 +165,15 @@ def _array(root: Group, array: ArrayPlan, plan: Plan, folder: Path, number: int)
         chunks = (min(array.chunks[0], nnz),)
         layout = replace(layout, chunk=chunks[0], chunks=chunks, compression=array.compression)
     np.save(folder / layout.indptr, indptr, allow_pickle=False)
-    group = _group(parent, name, _ENCODINGS[array.kind], format)
-    group.attrs["shape"] = list(array.shape)
+    how = {"encoding-type": _ENCODINGS[array.kind], "encoding-version": "0.1.0", "shape": list(array.shape)}
+    group = create_group(parent, name, how)
     for dataset, dtype in (("data", layout.dtype), ("indices", layout.index_dtype)):
-        _empty(group, dataset, (layout.nnz,), dtype, layout.chunks, format, layout.compression)
-    wide = np.int32 if layout.nnz <= INT32 else np.int64
-    starts = _empty(group, "indptr", indptr.shape, np.dtype(wide).str, (max(min(len(indptr), 1 << 18), 1),), format)
-    starts[...] = indptr.astype(wide)
+        _empty(group, dataset, (layout.nnz,), dtype, layout.chunks, layout.compression, array.codec)
+    starts = indptr.astype(np.int32 if layout.nnz <= INT32 else np.int64)
+    if plan.options.format is StoreFormat.ZARR:
+        zarr_making.write_numbers(folder_of(group) / "indptr", zarr_format_of(group), starts, {}, array.codec)
+    else:
+        group.create_dataset("indptr", data=starts)
     return layout
 
 
@@ -188,20 +183,31 @@ def _empty(
     shape: tuple[int, ...],
     dtype: str,
     chunks: tuple[int, ...],
-    format: StoreFormat,
-    compression: str = "",
-) -> Any:
-    """An array without values. In HDF5 its bytes lie in a row, at a place that it gets now, unless it is compressed."""
-    if format is StoreFormat.ZARR:
-        return group.create_array(name, shape=shape, dtype=np.dtype(dtype), chunks=chunks, fill_value=0)
+    compression: str,
+    codec: str,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Make an array without values. In HDF5 its bytes lie in a row, at a place that it gets now, or are compressed."""
+    if isinstance(group, zarr.Group):
+        version, told = zarr_format_of(group), dict(attributes)
+        packed = zarr_making.codec(codec, version)
+        if zarr_making.is_plain(name):
+            zarr_making.make_array(folder_of(group) / name, version, shape, np.dtype(dtype), chunks, told, packed)
+        else:
+            group.create_array(
+                name, shape=shape, dtype=dtype, chunks=chunks, fill_value=0, compressors=packed, attributes=told
+            )
+        return
     if compression:
-        return group.create_dataset(name, shape, np.dtype(dtype), chunks=chunks, compression=compression)
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, settings))
+        made = group.create_dataset(name, shape, np.dtype(dtype), chunks=chunks, compression=compression)
+    else:
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_layout(h5py.h5d.CONTIGUOUS)
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype), logical=True)
+        made = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, settings))
+    made.attrs.update(attributes)
 
 
 def _with_offsets(layouts: list[ArrayLayout], output: Path) -> list[ArrayLayout]:

@@ -118,7 +118,7 @@ class DirectRows:
 
     def __init__(self, chunked: Chunked) -> None:
         self.shape, self.dtype = chunked.shape, chunked.dtype
-        self._chunked, self._tall = chunked, chunked.chunks[0]
+        self.chunked, self._tall = chunked, chunked.chunks[0]
         self._kept: tuple[int, Array] | None = None
 
     def read(self, start: int, stop: int) -> Array:
@@ -139,7 +139,7 @@ class DirectRows:
             if low == number * tall and out.dtype == self.dtype and not self._keeps(number):
                 end = stop if stop == self.shape[0] else stop // tall * tall
                 if end > low:  # whole chunks from here on
-                    self._chunked.read_band(low, end, out[low - start : end - start])
+                    self.chunked.read_band(low, end, out[low - start : end - start])
                     low = end
                     continue
             out[low - start : high - start] = self._row(number)[low - number * tall : high - number * tall]
@@ -154,7 +154,7 @@ class DirectRows:
             self._kept = None  # before the next one is read: one at a time is in memory
             low, high = number * self._tall, min((number + 1) * self._tall, self.shape[0])
             found = np.empty((high - low, *self.shape[1:]), self.dtype)
-            self._chunked.read_band(low, high, found)
+            self.chunked.read_band(low, high, found)
             self._kept = number, found
         assert self._kept is not None
         return self._kept[1]

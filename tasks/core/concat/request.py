@@ -34,6 +34,11 @@ from prefect_cytotable.tasks.core.roots import check_path
 MergeFunction = Callable[[Collection[Mapping[str, Any]]], Mapping[str, Any]]
 InFiles = Sequence[str | Path] | Mapping[str, str | Path]
 
+_OF_ONE_FORMAT = {
+    StoreFormat.H5AD: (Compression.LZF,),
+    StoreFormat.ZARR: (Compression.ZSTD, Compression.LZ4),
+}
+
 SUFFIXES = {".h5ad": StoreFormat.H5AD, ".zarr": StoreFormat.ZARR}
 
 
@@ -194,8 +199,9 @@ def _fill(value: object) -> Scalar | None:
 
 def _compression(value: str | None, format: StoreFormat) -> Compression:
     found = Compression(_choice("compression", "none" if value is None else value, list(Compression)))
-    if format is StoreFormat.ZARR and found in (Compression.GZIP, Compression.LZF):
-        raise ArgumentError(f"compression is {found.value!r}, which is for h5ad. A zarr output has zarr's own.")
+    for other, own in _OF_ONE_FORMAT.items():
+        if format is not other and found in own:
+            raise ArgumentError(f"compression is {found.value!r}, which is for {other.value} alone.")
     return found
 
 

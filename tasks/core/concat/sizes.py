@@ -32,6 +32,9 @@ CHUNK = MIB
 
 SMALLEST_CHUNK = MIB // 16
 
+SMALLEST_SPARSE_CHUNK = MIB // 16
+"""Stored values of a chunk of a sparse array in zarr that an input has and the output takes over, at least."""
+
 H5_SPARSE_CHUNK = MIB // 8
 """Stored values of a chunk of a compressed sparse array in h5ad: what HDF5 keeps decoded at a time is a mebibyte."""
 
@@ -96,13 +99,16 @@ def keep_freed_memory() -> None:
     np.empty(LARGEST_FREED, np.uint8)
 
 
-def sparse_chunk(block: int) -> int:
-    """Stored values of a chunk of a sparse array in zarr.
+def sparse_chunk(block: int, known: int = 0) -> int:
+    """Stored values of a chunk of a sparse array in zarr: an input's where that is not small, so that chunks meet.
 
     >>> sparse_chunk(4 << 20)
     524288
+    >>> sparse_chunk(4 << 20, 156_250)
+    156250
     """
-    return max(block // 8, 1)
+    largest = max(block // 8, 1)
+    return known if SMALLEST_SPARSE_CHUNK <= known <= largest else largest
 
 
 def job_rows(total: int, row: int, chunk: int, block: int) -> int:

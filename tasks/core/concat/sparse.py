@@ -7,8 +7,6 @@ parts of an array are stacked along its major axis, or lie side by side along it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from prefect_cytotable.tasks.core.concat.copying import check_indices, damaged
 from prefect_cytotable.tasks.core.concat.dense import Opened, fill_of
 from prefect_cytotable.tasks.core.concat.model import ArrayLayout, Kind, Layout, Source
 from prefect_cytotable.tasks.core.concat.reading import Rows, gather
+from prefect_cytotable.tasks.core.concat.renaming import Renaming, Slices, kept_counts, renamed, renaming
 from prefect_cytotable.tasks.core.concat.targets import Target, opened_targets
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
@@ -32,67 +31,6 @@ DATASETS = ("data", "indices", "indptr")
 
 ENTRY = 20
 """Bytes that a block takes for each entry: data, indices, their copies and places."""
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Some major slices: how many entries each has, and the entries one after the other."""
-
-    counts: Numbers
-    indices: Array
-    data: Array
-
-
-@dataclass(frozen=True)
-class Renaming:
-    """What becomes of the minor index of a source.
-
-    Attributes:
-        places: By the source's index, that of the output, -1 for what is dropped; None for the same, plus `offset`.
-        lacking: Indices of the output that the source lacks and that get a value; None where zero needs none.
-        every: What a slice that the source lacks is filled with, likewise.
-    """
-
-    offset: int
-    places: Array | None
-    lacking: Numbers | None
-    every: Numbers | None
-
-    @cached_property
-    def drops(self) -> bool:
-        """Whether entries are dropped."""
-        return self.places is not None and bool((self.places < 0).any())
-
-    @cached_property
-    def ascending(self) -> bool:
-        """Whether the order of the entries stays right."""
-        if self.lacking is not None and len(self.lacking):
-            return False
-        return self.places is None or bool((np.diff(self.places[self.places >= 0]) > 0).all())
-
-
-def renaming(array: ArrayLayout, source: Source, indexer: Numbers | None) -> Renaming:
-    """How the entries of a source are renamed.
-
-    Args:
-        array: To which the source belongs.
-        source: One of its sources.
-        indexer: Of the other axis.
-    """
-    filled = bool(fill_of(array) != 0)
-    minor = array.shape[1 if array.kind is Kind.CSR else 0]
-    if not array.stacked:
-        every = np.arange(source.start, source.stop, dtype=np.int64) if filled else None
-        return Renaming(source.minor, None, None, every)
-    if not source.element:
-        return Renaming(0, None, None, np.arange(minor, dtype=np.int64) if filled else None)
-    if indexer is None:
-        return Renaming(source.minor, None, None, None)
-    own = source.shape[1 if array.kind is Kind.CSR else 0]
-    places = np.full(own, -1, np.int32 if minor <= np.iinfo(np.int32).max else np.int64)
-    there = np.flatnonzero(indexer >= 0)
-    places[indexer[there]] = there
-    return Renaming(0, places, np.flatnonzero(indexer < 0) if filled else None, None)
 
 
 class SparseSources(Opened):
@@ -301,28 +239,6 @@ def _joined(pieces: list[Array], dtype: np.dtype[Any]) -> Array:
     return np.concatenate(pieces) if pieces else np.empty(0, dtype)
 
 
-def renamed(found: Slices, names: Renaming) -> Slices:
-    """Slices with the output's indices, without what it drops."""
-    if names.places is None:
-        if not names.offset:
-            return found
-        return Slices(found.counts, found.indices.astype(np.int64) + names.offset, found.data)
-    indices = names.places.take(found.indices, mode="clip")  # all are inside, which was looked at
-    if not names.drops:
-        return Slices(found.counts, indices, found.data)
-    there = np.flatnonzero(indices >= 0)
-    return Slices(kept_counts(there, found.counts), indices.take(there), found.data.take(there))
-
-
-def kept_counts(there: Numbers, counts: Numbers) -> Numbers:
-    """How many entries of each slice are kept, from the places of those that are.
-
-    >>> kept_counts(np.array([0, 3, 4]), np.array([2, 0, 3])).tolist()
-    [1, 0, 2]
-    """
-    return np.diff(np.searchsorted(there, np.cumsum(counts)), prepend=0)
-
-
 def _filled(slices: int, every: Numbers | None, fill: Any, dtype: np.dtype[Any]) -> Slices:
     """Slices that no input has."""
     width = 0 if every is None else len(every)
@@ -392,6 +308,6 @@ def count_entries(
         check_indices(found, len(names.places), source)
         yield (
             low + begin,
-            kept_counts(np.flatnonzero(names.places.take(found, mode="clip") >= 0), counts[begin:end]) + lacking,
+            kept_counts(found, counts[begin:end], names.kept) + lacking,
         )
         begin = end

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import zarr
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Column, Element, Input, Kind, StoreFormat
 from prefect_cytotable.tasks.core.concat.trust import check_h5, check_zarr, zarr_files
-from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, read_nodes
-from prefect_cytotable.tasks.core.concat.zarr_store import open_store
+from prefect_cytotable.tasks.core.concat.zarr_making import can_be_made, is_plain, make_group
+from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode, codec_of, read_nodes
+from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, open_store, zarr_format_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 
 Group = Any
@@ -163,6 +165,16 @@ def index_name(frame: Group) -> str:
     return _text(frame.attrs["_index"])
 
 
+def create_group(parent: Group, path: str, attributes: Mapping[str, Any]) -> Group:
+    """A new group with its attributes."""
+    if isinstance(parent, zarr.Group) and all(map(is_plain, path.split("/"))):
+        make_group(folder_of(parent) / path, zarr_format_of(parent), attributes)
+        return parent[path]
+    group = parent.create_group(path)
+    group.attrs.update(attributes)
+    return group
+
+
 def _annotation(root: Group, name: str, path: str) -> Element:
     """The data frame of an axis."""
     found = describe(root, name, path) if name in root else None
@@ -203,6 +215,7 @@ def describe(root: Group, name: str, path: str) -> Element:
                 _piece(node),
                 chunks,
                 compression=_compression(node),
+                codec=_codec(node),
             )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadSourceError(path, f"{name} is no {how or 'array'} as anndata writes it ({error})", REWRITE) from error
@@ -218,12 +231,35 @@ def _sparse(node: Group, name: str, kind: Kind, path: str) -> Element:
     nnz = int(data.shape[0])
     size = sum(map(_bytes, (data, indices, indptr)))
     piece = max(map(_piece, (data, indices)))
-    return Element(name, kind, (rows, columns), data.dtype.str, size, piece, nnz=nnz, compression=_compression(data))
+    return Element(
+        name,
+        kind,
+        (rows, columns),
+        data.dtype.str,
+        size,
+        piece,
+        tuple(map(int, data.chunks or ())),
+        nnz,
+        compression=_compression(data),
+        codec=_codec(data),
+    )
 
 
 def _compression(dataset: Any) -> str:
     """How HDF5 compresses a dataset."""
     return dataset.compression or "" if isinstance(dataset, h5py.Dataset) else ""
+
+
+def _codec(node: Any) -> str:
+    """What compresses an array of zarr, where another can be made like it."""
+    if isinstance(node, zarr.Array):
+        array, version = node.metadata.to_dict(), int(node.metadata.zarr_format)
+    elif isinstance(node, ZarrNode) and node.array is not None:
+        array, version = node.array, node.zarr_format
+    else:
+        return ""
+    found = codec_of(array, version)
+    return found if can_be_made(found, version) else ""
 
 
 def _frame(node: Group, name: str) -> Element:

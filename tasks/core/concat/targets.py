@@ -99,9 +99,19 @@ class ZarrTarget:
                 chunk = np.zeros(files.chunks, files.dtype)
                 chunk[tuple(map(slice, part.shape))] = part
                 part = chunk
-            stored = files.encoded(part.astype(files.dtype, copy=False))
-            files.store(numbers, stored)
-            self.written = zlib.crc32(NONE if stored is None else stored, self.written)
+            self.put(numbers, files.encoded(part.astype(files.dtype, copy=False)))
+
+    def put(self, numbers: tuple[int, ...], stored: bytes | None) -> None:
+        """Write the bytes of a chunk as they are; None for one that is all zero."""
+        self._files.store(numbers, stored)
+        self.written = zlib.crc32(NONE if stored is None else stored, self.written)
+
+    def takes(self, files: ChunkFiles) -> bool:
+        """Whether the chunks of another array would be chunks of this one, byte by byte."""
+        own = self._files
+        codecs = [getattr(one.codec, "codec_id", None) for one in (own, files)]
+        same = own.chunks == files.chunks and own.dtype == files.dtype and codecs[0] == codecs[1]
+        return same and not np.asarray(files.fill).tobytes().strip(b"\0")  # a chunk that is not there is zero here too
 
     def checksum(self, start: int, stop: int) -> int:
         """Of the files of some chunks; one that is not there, because all of it is the fill value, counts too."""

@@ -72,6 +72,8 @@ def read_nodes(root: Path, files: Iterable[str]) -> ZarrNode | None:
         else:
             return None
         for path in sorted(found):
+            if {".", ".."}.intersection(path.split("/")):
+                return None  # zarr refuses a path that leads elsewhere
             if path:
                 found[path.rpartition("/")[0]].children.append(path.rpartition("/")[2])
         for node in found.values():
@@ -113,6 +115,17 @@ def _version_3(root: Path, names: set[str]) -> dict[str, ZarrNode]:
         array = one if one["node_type"] == "array" else None
         nodes[path] = ZarrNode(nodes, path, one.get("attributes", {}), array, 3)
     return nodes
+
+
+def codec_of(array: dict[str, Any], zarr_format: int) -> str:
+    """What compresses an array of this metadata, as JSON; "none" for nothing, "" for more than one codec."""
+    if zarr_format == 2:
+        found = array["compressor"]
+    elif len(array["codecs"]) <= 2 and array["codecs"][0]["name"] == "bytes":
+        found = array["codecs"][1] if len(array["codecs"]) == 2 else None
+    else:
+        return ""
+    return json.dumps(found, sort_keys=True) if found else "none"
 
 
 def _json(path: Path) -> Any:

@@ -56,3 +56,13 @@ def open_store(path: Path) -> Any:
 def create_store(path: Path, zarr_format: int) -> Any:
     """The root group of a new store."""
     return zarr.open_group(DirectStore(path), mode="w", zarr_format=2 if zarr_format == 2 else 3)
+
+
+def folder_of(group: Any) -> Path:
+    """The folder of a group of a store that this made."""
+    return Path(group.store.root, group.path)
+
+
+def zarr_format_of(group: Any) -> int:
+    """The version of zarr that a group has."""
+    return int(group.metadata.zarr_format)
