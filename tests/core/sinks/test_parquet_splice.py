@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prefect_cytotable.tasks.core.errors import CytotableError, DamagedPartError, PartMismatchError
-from prefect_cytotable.tasks.core.sinks import parquet_footer, parquet_splice
+from prefect_cytotable.tasks.core.sinks import parquet_encode, parquet_footer, parquet_splice
+from prefect_cytotable.tasks.core.sinks.parquet_encode import encode_zigzag, rebased
 from prefect_cytotable.tasks.core.sinks.parquet_footer import MAGIC, Footer, RowGroups
-from prefect_cytotable.tasks.core.sinks.parquet_splice import encode_zigzag, plan_splice, rebased, splice
+from prefect_cytotable.tasks.core.sinks.parquet_splice import plan_splice, splice
 
 SCHEMA = pa.schema(
     [
@@ -108,7 +109,7 @@ def with_footer(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Write another footer into a file."""
     content = path.read_bytes()
     start, footer = parquet_splice.footer_bytes(io.BytesIO(content))
-    path.write_bytes(content[:start] + parquet_splice.closed(change(footer)))
+    path.write_bytes(content[:start] + parquet_encode.closed(change(footer)))
 
 
 def cut_group(group: bytes) -> RowGroups:
@@ -128,7 +129,7 @@ def with_ordinals(path: Path) -> None:
     for group in range(groups):
         begin, at = at, parquet_footer._Cutter(raw).struct(at, parquet_footer._ROW_GROUP)
         numbered += raw[begin : at - 1] + b"\x14" + encode_zigzag(group) + b"\x00"
-    footer = parquet_splice.compose_footer(parsed, parsed.row_groups.rows, groups, numbered)
+    footer = parquet_encode.compose_footer(parsed, parsed.row_groups.rows, groups, numbered)
     with_footer(path, lambda _: footer)
 
 
@@ -299,8 +300,8 @@ class TestRebasing:
         parts, _ = write_parts(tmp_path, [9], row_group_size=4)
         head, _ = parquet_splice.read_footer(io.BytesIO(template()), "the template")
         groups = rebased(footer_of(parts[0]).row_groups, base, 0)
-        footer = parquet_splice.compose_footer(head, 9, 3, groups)
-        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_splice.closed(footer)))
+        footer = parquet_encode.compose_footer(head, 9, 3, groups)
+        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_encode.closed(footer)))
         original = pq.read_metadata(parts[0])
         for group in range(3):
             for column in range(moved.num_columns):
@@ -464,7 +465,7 @@ class TestDamage:
     def test_rows_that_do_not_add_up(self, tmp_path: Path) -> None:
         parts, _ = write_parts(tmp_path, [5])
         parsed = footer_of(parts[0])
-        other = parquet_splice.compose_footer(parsed, 6, 1, parsed.raw(parquet_footer.ROW_GROUPS)[1:])
+        other = parquet_encode.compose_footer(parsed, 6, 1, parsed.raw(parquet_footer.ROW_GROUPS)[1:])
         with_footer(parts[0], lambda _: other)
         with pytest.raises(DamagedPartError, match="its row groups have 5 rows"):
             footer_of(parts[0])
@@ -522,7 +523,7 @@ class TestDamage:
         begin = data.draw(st.integers(0, len(footer)))
         end = data.draw(st.integers(begin, min(begin + 30, len(footer))))
         footer = footer[:begin] + data.draw(st.binary(max_size=30)) + footer[end:]
-        self.refused_or_readable(tmp_path, content[:start] + parquet_splice.closed(footer), sound, empty)
+        self.refused_or_readable(tmp_path, content[:start] + parquet_encode.closed(footer), sound, empty)
 
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=200))
@@ -534,7 +535,7 @@ class TestDamage:
     @example(b"\x16" + b"\xff" * 5000)  # a number without an end
     def test_any_footer(self, footer: bytes) -> None:
         with pytest.raises((DamagedPartError, PartMismatchError)):
-            parquet_splice.read_footer(io.BytesIO(MAGIC + parquet_splice.closed(footer)), "part")
+            parquet_splice.read_footer(io.BytesIO(MAGIC + parquet_encode.closed(footer)), "part")
 
     @staticmethod
     def refused_or_readable(folder: Path, damaged: bytes, sound: Path, empty: bytes) -> None:
