@@ -30,7 +30,7 @@ ENCRYPTED_MAGIC: Final = b"PARE"
 COPY_BLOCK: Final = 1 << 20
 """Bytes held in memory at a time when the kernel cannot copy for us."""
 
-LISTED_BLOCK: Final = 1 << 21
+LISTED_BLOCK: Final = 1 << 18
 """Bytes of row groups in a footer that are looked at together: pyarrow takes twelve times as much to read them."""
 
 _TAIL: Final = 8  # footer length (4 bytes) and magic (4 bytes)

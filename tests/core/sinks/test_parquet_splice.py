@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,56 @@ class TestSameRows:
             "'Metadata_Well', 'no such well')"
         ).fetchall()
         assert probe == [(True,)]
+
+
+class TestManyParts:
+    """What joining holds does not grow with what the parts' footers say."""
+
+    def test_pyarrow_reads_a_footer_in_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts, _ = write_parts(tmp_path, [3])
+        one = len(footer_of(parts[0]).raw(parquet_footer.ROW_GROUPS))
+        read: list[int] = []
+        described = parquet_splice._described
+
+        def spied(file: Path | bytes, name: str) -> tuple[int, pa.Schema]:
+            read.append(len(file) if isinstance(file, bytes) else 0)
+            return described(file, name)
+
+        monkeypatch.setattr(parquet_splice, "_described", spied)
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 10 * one)
+        plan = plan_splice(parts * 1000, template())
+        assert plan.length > 900 * one
+        assert len(read) > 90
+        assert max(read) < 12 * one + 2 * len(template())
+        assert sum(read) > plan.length, "every row group is read"
+
+    def test_what_is_held_of_a_part_is_a_fraction_of_its_footer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 1 << 14)
+        wide = pa.table({f"Cells_Texture_{number}": [number / 7] for number in range(80)})
+        pq.write_table(wide, tmp_path / "part")
+        empty = template(wide.schema)
+        one = len(footer_of(tmp_path / "part").raw(parquet_footer.ROW_GROUPS))
+        peaks = []
+        for parts in (40, 80):
+            tracemalloc.start()
+            try:
+                plan = plan_splice([tmp_path / "part"] * parts, empty)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+        assert plan.length > 79 * one
+        assert peaks[1] - peaks[0] < 40 * one / 2
+        assert len(b"".join(plan.footer())) == plan.length
+
+    def test_blocks_make_the_same_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts, wanted = write_parts(tmp_path, [20, 0, 30, 7, 7], row_group_size=7)
+        splice_to(tmp_path / "whole", parts, template())
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 1)
+        splice_to(tmp_path / "blocks", parts, template())
+        assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert decoded(pq.read_table(tmp_path / "blocks")).equals(decoded(wanted))
 
 
 class TestPlainChunks:
