@@ -397,7 +397,7 @@ class TestRebasing:
 
     @given(st.integers(0, 40), st.integers(1, 13), st.integers(0, 200))
     def test_field_header_comes_back(self, previous: int, kind: int, number: int) -> None:
-        encoded = parquet_splice.encode_header(number, kind, previous)
+        encoded = parquet_encode.encode_header(number, kind, previous)
         assert parquet_footer.read_header(encoded, 0, previous) == (number, kind, len(encoded))
 
 
