@@ -131,6 +131,32 @@ def test_repeated_keys_are_refused_and_named(which: str) -> None:
         joined(tables_, (CELLS,))
 
 
+LEAST, MOST = -(2**63), 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [(0, 1, 3), (0, 1, 1), (0, 1, 3)],
+        [(0, 1, MOST), (0, 1, LEAST), (0, 1, MOST)],
+        [(0, 2, 1), (0, 1, 1), (0, 2, 1)],
+        [(1, 1, 1), (0, 1, 2), (1, 1, 1)],
+        [(0, 1, 1), (0, 1, None), (0, 1, 1)],
+        [(0, 1, 1), (0, None, 1), (0, 1, 1)],
+    ],
+)
+def test_repeated_keys_are_found_wherever_they_lie(cells: list[tuple]) -> None:
+    base = keys([(0, 1, 1, 1)], "Parent_Cells")
+    with pytest.raises(DuplicateKeyError):
+        joined({"cytoplasm": base, "cells": keys(cells)}, (CELLS,))
+
+
+@pytest.mark.parametrize("cells", [[], [(0, 1, 1)], [(0, 1, LEAST), (0, 1, MOST)], [(0, 1, 2), (0, 1, 1), (0, 0, 1)]])
+def test_keys_in_any_order_are_no_repetition(cells: list[tuple]) -> None:
+    base = keys([(0, 1, 1, 1)], "Parent_Cells")
+    assert len(joined({"cytoplasm": base, "cells": keys(cells)}, (CELLS,), Unmatched.KEEP).dataset) == 1
+
+
 def test_the_same_number_in_two_datasets_or_images_is_no_repetition() -> None:
     rows = [(0, 1, 1), (0, 2, 1), (1, 1, 1)]
     result = joined({"cytoplasm": keys([(*row, 1) for row in rows], "Parent_Cells"), "cells": keys(rows)}, (CELLS,))

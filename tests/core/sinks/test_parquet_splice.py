@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prefect_cytotable.tasks.core.errors import CytotableError, DamagedPartError, PartMismatchError
-from prefect_cytotable.tasks.core.sinks import parquet_footer, parquet_splice
+from prefect_cytotable.tasks.core.sinks import parquet_encode, parquet_footer, parquet_splice
+from prefect_cytotable.tasks.core.sinks.parquet_encode import encode_zigzag, rebased
 from prefect_cytotable.tasks.core.sinks.parquet_footer import MAGIC, Footer, RowGroups
-from prefect_cytotable.tasks.core.sinks.parquet_splice import encode_zigzag, plan_splice, rebased, splice
+from prefect_cytotable.tasks.core.sinks.parquet_splice import plan_splice, splice
 
 SCHEMA = pa.schema(
     [
@@ -108,7 +110,7 @@ def with_footer(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Write another footer into a file."""
     content = path.read_bytes()
     start, footer = parquet_splice.footer_bytes(io.BytesIO(content))
-    path.write_bytes(content[:start] + parquet_splice.closed(change(footer)))
+    path.write_bytes(content[:start] + parquet_encode.closed(change(footer)))
 
 
 def cut_group(group: bytes) -> RowGroups:
@@ -128,7 +130,7 @@ def with_ordinals(path: Path) -> None:
     for group in range(groups):
         begin, at = at, parquet_footer._Cutter(raw).struct(at, parquet_footer._ROW_GROUP)
         numbered += raw[begin : at - 1] + b"\x14" + encode_zigzag(group) + b"\x00"
-    footer = parquet_splice.compose_footer(parsed, parsed.row_groups.rows, groups, numbered)
+    footer = parquet_encode.compose_footer(parsed, parsed.row_groups.rows, groups, numbered)
     with_footer(path, lambda _: footer)
 
 
@@ -247,6 +249,56 @@ class TestSameRows:
         assert probe == [(True,)]
 
 
+class TestManyParts:
+    """What joining holds does not grow with what the parts' footers say."""
+
+    def test_pyarrow_reads_a_footer_in_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts, _ = write_parts(tmp_path, [3])
+        one = len(footer_of(parts[0]).raw(parquet_footer.ROW_GROUPS))
+        read: list[int] = []
+        described = parquet_splice._described
+
+        def spied(file: Path | bytes, name: str) -> tuple[int, pa.Schema]:
+            read.append(len(file) if isinstance(file, bytes) else 0)
+            return described(file, name)
+
+        monkeypatch.setattr(parquet_splice, "_described", spied)
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 10 * one)
+        plan = plan_splice(parts * 1000, template())
+        assert plan.length > 900 * one
+        assert len(read) > 90
+        assert max(read) < 12 * one + 2 * len(template())
+        assert sum(read) > plan.length, "every row group is read"
+
+    def test_what_is_held_of_a_part_is_a_fraction_of_its_footer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 1 << 14)
+        wide = pa.table({f"Cells_Texture_{number}": [number / 7] for number in range(80)})
+        pq.write_table(wide, tmp_path / "part")
+        empty = template(wide.schema)
+        one = len(footer_of(tmp_path / "part").raw(parquet_footer.ROW_GROUPS))
+        peaks = []
+        for parts in (40, 80):
+            tracemalloc.start()
+            try:
+                plan = plan_splice([tmp_path / "part"] * parts, empty)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+        assert plan.length > 79 * one
+        assert peaks[1] - peaks[0] < 40 * one / 2
+        assert len(b"".join(plan.footer())) == plan.length
+
+    def test_blocks_make_the_same_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts, wanted = write_parts(tmp_path, [20, 0, 30, 7, 7], row_group_size=7)
+        splice_to(tmp_path / "whole", parts, template())
+        monkeypatch.setattr(parquet_splice, "LISTED_BLOCK", 1)
+        splice_to(tmp_path / "blocks", parts, template())
+        assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert decoded(pq.read_table(tmp_path / "blocks")).equals(decoded(wanted))
+
+
 class TestPlainChunks:
     """The short way over a column chunk and the long one cut at the same places."""
 
@@ -299,8 +351,8 @@ class TestRebasing:
         parts, _ = write_parts(tmp_path, [9], row_group_size=4)
         head, _ = parquet_splice.read_footer(io.BytesIO(template()), "the template")
         groups = rebased(footer_of(parts[0]).row_groups, base, 0)
-        footer = parquet_splice.compose_footer(head, 9, 3, groups)
-        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_splice.closed(footer)))
+        footer = parquet_encode.compose_footer(head, 9, 3, groups)
+        moved = pq.read_metadata(io.BytesIO(MAGIC + parquet_encode.closed(footer)))
         original = pq.read_metadata(parts[0])
         for group in range(3):
             for column in range(moved.num_columns):
@@ -345,7 +397,7 @@ class TestRebasing:
 
     @given(st.integers(0, 40), st.integers(1, 13), st.integers(0, 200))
     def test_field_header_comes_back(self, previous: int, kind: int, number: int) -> None:
-        encoded = parquet_splice.encode_header(number, kind, previous)
+        encoded = parquet_encode.encode_header(number, kind, previous)
         assert parquet_footer.read_header(encoded, 0, previous) == (number, kind, len(encoded))
 
 
@@ -464,7 +516,7 @@ class TestDamage:
     def test_rows_that_do_not_add_up(self, tmp_path: Path) -> None:
         parts, _ = write_parts(tmp_path, [5])
         parsed = footer_of(parts[0])
-        other = parquet_splice.compose_footer(parsed, 6, 1, parsed.raw(parquet_footer.ROW_GROUPS)[1:])
+        other = parquet_encode.compose_footer(parsed, 6, 1, parsed.raw(parquet_footer.ROW_GROUPS)[1:])
         with_footer(parts[0], lambda _: other)
         with pytest.raises(DamagedPartError, match="its row groups have 5 rows"):
             footer_of(parts[0])
@@ -522,7 +574,7 @@ class TestDamage:
         begin = data.draw(st.integers(0, len(footer)))
         end = data.draw(st.integers(begin, min(begin + 30, len(footer))))
         footer = footer[:begin] + data.draw(st.binary(max_size=30)) + footer[end:]
-        self.refused_or_readable(tmp_path, content[:start] + parquet_splice.closed(footer), sound, empty)
+        self.refused_or_readable(tmp_path, content[:start] + parquet_encode.closed(footer), sound, empty)
 
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=200))
@@ -534,7 +586,7 @@ class TestDamage:
     @example(b"\x16" + b"\xff" * 5000)  # a number without an end
     def test_any_footer(self, footer: bytes) -> None:
         with pytest.raises((DamagedPartError, PartMismatchError)):
-            parquet_splice.read_footer(io.BytesIO(MAGIC + parquet_splice.closed(footer)), "part")
+            parquet_splice.read_footer(io.BytesIO(MAGIC + parquet_encode.closed(footer)), "part")
 
     @staticmethod
     def refused_or_readable(folder: Path, damaged: bytes, sound: Path, empty: bytes) -> None:
