@@ -72,8 +72,7 @@ def groups(
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    large = pa.types.is_large_string(type_) or pa.types.is_large_binary(type_)
-    return large or pa.types.is_string(type_) or pa.types.is_binary(type_)
+    return type_ in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def _fitting(texts: list[pa.Array], rows: int, room: int) -> tuple[int, int]:
@@ -89,11 +88,10 @@ def _fitting(texts: list[pa.Array], rows: int, room: int) -> tuple[int, int]:
 
 def _ends(values: pa.Array) -> NDArray[np.int64]:
     """Bytes of the texts up to the end of each."""
-    type_ = values.type
-    wide = pa.types.is_large_string(type_) or pa.types.is_large_binary(type_)
+    wide = values.type in (pa.large_string(), pa.large_binary())
     offsets = np.frombuffer(values.buffers()[1] or bytes(8), np.int64 if wide else np.int32)
-    offsets = offsets[values.offset : values.offset + len(values) + 1]
-    ends: NDArray[np.int64] = offsets[1:] - offsets[:1].astype(np.int64)
+    offsets = offsets[values.offset : values.offset + len(values) + 1].astype(np.int64, copy=False)
+    ends: NDArray[np.int64] = np.subtract(offsets[1:], offsets[0])
     return ends
 
 
