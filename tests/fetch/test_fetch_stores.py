@@ -90,9 +90,9 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def plan_of(source: str, **other: Any) -> Any:
     given: dict[str, Any] = {
         "dest_path": "out.feather", "dest_datatype": None, "axis": "obs", "measurement": "RNA",
-        "organism": "homo_sapiens", "columns": None, "tissue": None, "value_filter": None, "memory_budget": "24MiB", "buffer_bytes": "4MiB",
-        "chunk_size": None, "workers": 1, "work_dir": None, "overwrite": False, "keep_chunks": False,
-        "var_joinids": False,
+        "organism": "homo_sapiens", "columns": None, "tissue": None, "value_filter": None, "memory_budget": "24MiB",
+        "buffer_bytes": "4MiB", "chunk_size": None, "workers": 1, "work_dir": None, "overwrite": False,
+        "keep_chunks": False, "var_joinids": False,
     }  # fmt: skip
     return planning.plan(make_fetch_options(source_path=source, **given | other))
 
