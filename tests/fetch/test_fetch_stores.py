@@ -11,7 +11,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import tiledbsoma
-from fetching_tools import Listener, listing
+from ears import Ear
+from fetching_tools import listing
 
 from prefect_cytotable.flows import cli, fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
@@ -46,7 +47,7 @@ def far(tmp_path: Path) -> str:
 
 
 def test_joinids_far_apart_are_found_without_looking_everywhere(far: str) -> None:
-    heard = Listener()
+    heard = Ear()
     fetched = fetch_obs(far, "out.feather", progress=heard)
     found = pyarrow.feather.read_table("out.feather")
     assert found.to_pydict() == {"soma_joinid": FAR, "value": list(range(len(FAR)))}
@@ -60,7 +61,7 @@ def test_a_few_gaps_are_read_through(tmp_path: Path) -> None:
     """More slices than rows, and not so many that a look over the joinids pays."""
     joinids = [5, 1_000_000, 10_000_000]
     gaps = stored(tmp_path / "gaps", {"value": pa.array([1.5, 2.5, 3.5])}, joinids)
-    heard = Listener()
+    heard = Ear()
     fetch_obs(gaps, "out.feather", progress=heard)
     assert pyarrow.feather.read_table("out.feather").column("soma_joinid").to_pylist() == joinids
     assert heard.chunks == len(heard.results) > len(joinids) + 1
