@@ -71,7 +71,7 @@ fetch_obs(sys.argv[1], "out.feather", tissue="lung", chunk_size={CHUNK}, task_ru
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX systems")
 @pytest.mark.usefixtures("reachable")
 def test_a_run_over_s3_that_is_killed_is_gone_on_with(bucket: Bucket, census: Path, tmp_path: Path) -> None:
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, bucket.url("experiment")],
         env=here,
