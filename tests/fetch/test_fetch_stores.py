@@ -17,14 +17,16 @@ from fetching_tools import listing
 from prefect_cytotable.flows import cli, fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.soma import planning
+from prefect_cytotable.tasks.core.soma import rows as rows_module
 from prefect_cytotable.tasks.core.soma.errors import SomaBudgetError
 from prefect_cytotable.tasks.core.soma.request import make_fetch_options
 from prefect_cytotable.tasks.core.soma.rows import tables
-from prefect_cytotable.tasks.core.soma.sizes import row_bytes, text_room
 
 pytestmark = pytest.mark.usefixtures("local")
 
 MIB = 1 << 20
+ROOM = 5_000_000
+"""Bytes of texts in a slice or a group with the smallest budget: about a fifth of it."""
 FAR = [5, 1_000, 1_000_001, 3 << 32, (3 << 32) + 1, (3 << 32) + 40_000, 1 << 40, (1 << 55) + 7]
 
 
@@ -98,19 +100,27 @@ def plan_of(source: str, **other: Any) -> Any:
     return planning.plan(make_fetch_options(source_path=source, **given | other))
 
 
-def test_long_texts_are_read_a_few_at_a_time(wordy: str) -> None:
+def test_long_texts_are_read_a_few_at_a_time(wordy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(wordy)
     assert plan.sizes.rows > 20_000, "all of it would be one slice"
-    room = text_room(plan.sizes.rows, plan.table.row_bytes)
+    held = []
+    read = rows_module._slice
+
+    def seen(*arguments: Any) -> list[pa.Table] | None:
+        pieces = read(*arguments)
+        held.append(sum(piece.nbytes for piece in pieces or ()))
+        return pieces
+
+    monkeypatch.setattr(rows_module, "_slice", seen)
     heard: list[int] = []
-    most = rows = 0
+    rows = 0
     for piece in tables(plan.table, plan.sizes, plan.table.first, plan.table.last, heard.append):
-        most = max(most, piece.nbytes)
         assert piece.column("number").to_pylist() == list(range(rows, rows + piece.num_rows))
         rows += piece.num_rows
     assert rows == sum(heard) == 20_000
     assert len(heard) == 1
-    assert most <= plan.sizes.buffer_bytes + MIB < room * 4
+    assert max(held) < ROOM + 2 * MIB
+    assert sum(held) > 40 * MIB - 2 * MIB
 
 
 @pytest.mark.parametrize("ending", ["feather", "parquet"])
@@ -125,9 +135,7 @@ def test_groups_of_long_texts_are_small_however_the_rows_come(wordy: str, ending
     else:
         parquet = pq.ParquetFile("out.parquet")
         groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
-    room = text_room(plan_of(wordy, dest_path=f"again.{ending}").group_rows, row_bytes(groups[0].schema))
-    assert all(group.column("text").nbytes < room + 2 * MIB for group in groups)
-    assert len(groups) > 40_000_000 // room
+    assert all(group.column("text").nbytes < ROOM + MIB for group in groups)
     assert sum(group.num_rows for group in groups) == fetched.rows == 20_000
     texts = [text for group in groups for text in group.column("text").to_pylist()]
     assert texts[12_344:12_348] == ["00012344" * 250, "x" * (2 * MIB), "", "00012347" * 250]
