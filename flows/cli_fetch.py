@@ -30,13 +30,10 @@ def add_command(command: Adder) -> None:
     """
     one = command("fetch", HELP, _fetch)
     add = one.add_argument
-    add(
-        "source",
-        nargs="?",
-        default="",
-        help="a path or URI of an experiment, a Census or a data frame (not with --census-version)",
-    )
-    add("destination", help="the file to write: .feather, .arrow, .parquet or .csv")
+    # Neither is optional for the parser: one that is would be taken as left out where an option stands between the two.
+    source = add("source", help="a path or URI of an experiment, a Census or a data frame (not with --census-version)")
+    destination = add("destination", help="the file to write: .feather, .arrow, .parquet or .csv")
+    source.required = destination.required = False
     add("-t", "--tissue", metavar="NAME", help="rows with this value of tissue_general")
     add("--value-filter", metavar="FILTER", help="rows that this filter lets through, in SOMA's language")
     add("-c", "--columns", nargs="+", metavar="NAME", help="columns, also with commas between them (default: all)")
@@ -64,16 +61,24 @@ def add_command(command: Adder) -> None:
 
 def _fetch(given: argparse.Namespace) -> int:
     settle()
-    source = given.source
-    if given.census_version:
-        if source:
-            raise ArgumentError("A source and --census-version were given. Leave one of them out.")
-        source = CENSUS_SCHEME + given.census_version
-    if not source:
-        raise ArgumentError("No source was given. Name an experiment before the destination, or use --census-version.")
+    source, destination = _places(given)
     progress = Silent() if given.quiet else Lines()
     try:
-        fetch_obs(source, given.destination, progress=progress, **{name: getattr(given, name) for name in NAMES})
+        fetch_obs(source, destination, progress=progress, **{name: getattr(given, name) for name in NAMES})
     finally:
         gc.freeze()  # at its end the interpreter would look through all that was imported, several times: 0.1 s
     return 0
+
+
+def _places(given: argparse.Namespace) -> tuple[str, str]:
+    """Source and destination: what stands alone is the destination of a version of the Census."""
+    places = [place for place in (given.source, given.destination) if place]
+    if given.census_version:
+        if len(places) > 1:
+            raise ArgumentError("A source and --census-version were given. Leave one of them out.")
+        places.insert(0, CENSUS_SCHEME + given.census_version)
+    elif len(places) < 2:
+        raise ArgumentError("No source was given. Name an experiment before the destination, or use --census-version.")
+    if len(places) < 2:
+        raise ArgumentError("No destination was given. Name the file to write.")
+    return places[0], places[1]

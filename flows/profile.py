@@ -242,8 +242,8 @@ def _written(place: Space, run: Run, resident: Resident) -> Profile:
 
 def _failed(place: Space, problem: Exception) -> ProfileFailedError:
     return ProfileFailedError(
-        f"The run has ended, but its profile could not be written to {place.destination}: {problem}. What the run "
-        f"itself made is not touched by this."
+        f"The run has ended, but its profile could not be written to {place.destination}: {str(problem).rstrip('.')}. "
+        f"What the run itself made is not touched by this."
     )
 
 

@@ -50,5 +50,6 @@ def stream(planned: FetchPlan, told: Callable[[FetchPlan], OutputFile]) -> Outpu
 
 def publish(fetched: Fetched) -> None:
     """Show the summary as a table artifact of the run."""
-    rows = [{"what": name.replace("_", " "), "value": value} for name, value in msgspec.to_builtins(fetched).items()]
+    values = {**msgspec.to_builtins(fetched), "notes": " ".join(fetched.notes)}
+    rows = [{"what": name.replace("_", " "), "value": value} for name, value in values.items()]
     create_table_artifact(table=rows, key="fetch-summary", description="What was fetched, and what it took.")

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import tiledbsoma
 from ears import Ear
-from fetching_tools import EXPERIMENT, listing
+from fetching_tools import EXPERIMENT, frame_of, listing
 from pyarrow.feather import read_table
 
 from prefect_cytotable.flows import fetch_obs
@@ -69,7 +71,7 @@ fetch_obs(sys.argv[1], "out.feather", tissue="lung", chunk_size={CHUNK}, task_ru
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX systems")
 @pytest.mark.usefixtures("reachable")
 def test_a_run_over_s3_that_is_killed_is_gone_on_with(bucket: Bucket, census: Path, tmp_path: Path) -> None:
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, bucket.url("experiment")],
         env=here,
@@ -97,3 +99,25 @@ def test_a_remote_store_is_cut_into_chunks_by_itself(bucket: Bucket, census: Pat
     assert fetched.rows == fetch_obs(census, "local.parquet", tissue="ureter").rows > 0
     assert fetched.var_rows == 400
     assert Path(fetched.var_path).name == "out.var.parquet"
+
+
+@pytest.mark.usefixtures("reachable")
+def test_rows_that_were_written_again_are_read_again(bucket: Bucket, tmp_path: Path) -> None:
+    """The store has as many rows as before, in the same range: parts of the earlier run must not serve."""
+
+    def rows(value: int) -> pa.Table:
+        return pa.table({"soma_joinid": pa.array(range(50), pa.int64()), "value": pa.array([value] * 50, pa.int64())})
+
+    def fetched() -> tuple[int, set[int]]:
+        for path in store.rglob("*"):
+            if path.is_file():
+                bucket.put(f"changing/{path.relative_to(store).as_posix()}", path.read_bytes())
+        done = fetch_obs(bucket.url("changing"), "out.feather", keep_chunks=True, overwrite=True)
+        return done.chunks_reused, set(read_table("out.feather").column("value").to_pylist())
+
+    store = frame_of(tmp_path / "changing", rows(1))
+    assert fetched() == (0, {1})
+    assert fetched() == (1, {1})
+    with tiledbsoma.DataFrame.open(str(store), "w") as frame:
+        frame.write(rows(2))
+    assert fetched() == (0, {2})

@@ -14,11 +14,14 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
 )
+from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import Served
 
 from prefect_cytotable.flows import fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
+from prefect_cytotable.tasks.core.memory.model import Role
+from prefect_cytotable.tasks.core.memory.report import load
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
 
@@ -36,6 +39,21 @@ def undisturbed(census: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
     return Path(path).read_bytes()
 
 
+def artifacts(here: Served, run: FlowRun) -> dict[str, Artifact]:
+    """The artifacts of a flow run by key."""
+    chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    return {one.key or "": one for one in here.client.read_artifacts(artifact_filter=chosen)}
+
+
+def fetched_by_workers(profile: str) -> set[str]:
+    """The chunks that a profile saw in worker processes, each of which was tracked to its end."""
+    made = load(Path(profile))
+    workers = {one.pid for one in made.processes if one.role is Role.WORKER and one.allocated and one.complete}
+    assert workers
+    assert made.complete
+    return {one.name for one in made.tasks if one.pid in workers and one.allocated}
+
+
 def test_rows_stream_in_one_task_and_the_summary_is_an_artifact(
     here: Served, census: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
@@ -46,9 +64,7 @@ def test_rows_stream_in_one_task_and_the_summary_is_an_artifact(
     assert (run.name, run.state_name) == ("lung of census to out.feather", "Completed")
     assert run.parameters["source_path"] == str(census)
     assert here.states(run, 2) == {"plan obs": "Completed", "fetch obs": "Completed"}
-    (artifact,) = here.client.read_artifacts(
-        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
-    )
+    (artifact,) = artifacts(here, run).values()
     summary = {row["what"]: row["value"] for row in json.loads(str(artifact.data))}
     assert artifact.key == "fetch-summary"
     assert (summary["rows"], summary["columns"], summary["table rows"]) == (fetched.rows, 28, 30_000)
@@ -58,26 +74,32 @@ def test_rows_stream_in_one_task_and_the_summary_is_an_artifact(
 def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
     here: Served, census: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    def again(runner: str) -> tuple[int, dict[str, str]]:
+    def again(runner: str, profile: str | None = None) -> tuple[int, dict[str, str]]:
         heard = Ear()
         fetched = fetch_obs(
             census,
             tmp_path / "out.feather",
             tissue="lung",
             chunk_size=10_000,
-            workers=2,
+            workers=1 if profile else 2,
             task_runner=runner,
             keep_chunks=True,
             overwrite=True,
+            profile=profile,
             progress=heard,
         )
         assert Path(fetched.path).read_bytes() == undisturbed
-        states = here.states(here.flow_run(heard.text), 5)
+        run = here.flow_run(heard.text)
+        if profile is not None:
+            assert {"fetch-summary", "memory-profile", "memory-allocations"} <= artifacts(here, run).keys()
+            assert load(Path(profile)).flow_runs == (str(run.id),)
+        states = here.states(run, 5)
         assert states.pop("plan obs") == states.pop("write") == "Completed"
         return fetched.chunks_reused, states
 
     names = ["joinids 0 to 9,999", "joinids 10,000 to 19,999", "joinids 20,000 to 29,999"]
-    assert again("process") == (0, dict.fromkeys(names, "Completed"))
+    assert again("process", "process") == (0, dict.fromkeys(names, "Completed"))
+    assert fetched_by_workers("process") == set(names)
     (part, *_) = sorted(tmp_path.rglob("parts/*"))
     part.unlink()
     reused, states = again("concurrent")
@@ -85,7 +107,8 @@ def test_chunks_are_tasks_whose_results_serve_a_later_run_on_another_runner(
     assert sorted(states.values()) == ["Cached", "Cached", "Completed"]
     assert sorted(states) == names
     sorted(tmp_path.rglob("parts/*"))[-1].unlink()
-    reused, states = again("dask")
+    reused, states = again("dask", "dask")
+    assert fetched_by_workers("dask") & set(names)
     assert reused == 2
     assert sorted(states.values()) == ["Cached", "Cached", "Completed"]
 

@@ -55,6 +55,22 @@ def columns_of(value_filter: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def texts_of(value_filter: str) -> tuple[tuple[str, str], ...]:
+    """The columns that a filter compares with texts, and these.
+
+    >>> texts_of("tissue == 'lung' and cell_type in ['B cell', 'T cell'] and nnz > 3")
+    (('tissue', 'lung'), ('cell_type', 'B cell'), ('cell_type', 'T cell'))
+    """
+    found = []
+    for node in ast.walk(ast.parse(value_filter, mode="eval")):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name):
+            for one in node.comparators:
+                values = one.elts if isinstance(one, ast.List | ast.Tuple | ast.Set) else [one]
+                texts = [value.value for value in values if isinstance(value, ast.Constant)]
+                found += [(node.left.id, text) for text in texts if isinstance(text, str)]
+    return tuple(found)
+
+
 def check_columns(argument: str, wanted: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
     """Refuse names that the table does not have.
 

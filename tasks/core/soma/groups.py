@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.arrays import empty
 from prefect_cytotable.tasks.core.soma.labels import Labels, valid_of
+from prefect_cytotable.tasks.core.soma.sizes import row_bytes, text_room
 
 
 def labels_of(schema: pa.Schema) -> dict[str, Labels]:
@@ -32,7 +33,9 @@ def coded_schema(schema: pa.Schema) -> pa.Schema:
 def groups(
     tables: Iterable[pa.Table], schema: pa.Schema, labels: dict[str, Labels], rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Groups of `rows` rows, and a last one of fewer.
+    """Groups of `rows` rows, and a last one of fewer; where texts are long, of as many rows as there is room for.
+
+    Where a group ends depends on the rows alone, not on how they come.
 
     Args:
         tables: With the columns of `schema`, in any number of pieces.
@@ -45,23 +48,51 @@ def groups(
     """
     coded = coded_schema(schema)
     columns = [_column(field, labels.get(field.name), rows) for field in schema]
-    filled = 0
+    texts = [field.name for field in schema if _is_text(field.type)]
+    room = text_room(rows, row_bytes(schema))
+    filled = held = 0
     for table in tables:
         for batch in table.to_batches():
             arrays = [batch.column(field.name) for field in schema]
             taken = 0
             while taken < batch.num_rows:
-                count = min(rows - filled, batch.num_rows - taken)
+                wanted = min(rows - filled, batch.num_rows - taken)
+                count, size = _fitting([batch.column(name).slice(taken, wanted) for name in texts], wanted, room - held)
+                count = count or int(not filled)  # a text longer than the room is a group of its own
                 for column, values in zip(columns, arrays, strict=True):
                     column.add(values.slice(taken, count), filled)
-                taken, filled = taken + count, filled + count
-                if filled == rows:
+                taken, filled, held = taken + count, filled + count, held + size
+                if filled == rows or count < wanted:
                     yield _group(columns, filled, coded)
-                    filled = 0
+                    filled = held = 0
             del batch, arrays  # the next table comes into their memory
         del table
     if filled:
         yield _group(columns, filled, coded)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return type_ in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+
+
+def _fitting(texts: list[pa.Array], rows: int, room: int) -> tuple[int, int]:
+    """How many of the rows there is room for, and the bytes of their texts."""
+    ends = [_ends(one) for one in texts]
+    size = sum(int(one[-1]) for one in ends)
+    if size <= room:
+        return rows, size
+    together = np.sum(ends, axis=0)
+    fitting = int(np.searchsorted(together, room, "right"))
+    return fitting, int(together[fitting - 1]) if fitting else 0
+
+
+def _ends(values: pa.Array) -> NDArray[np.int64]:
+    """Bytes of the texts up to the end of each."""
+    wide = values.type in (pa.large_string(), pa.large_binary())
+    offsets = np.frombuffer(values.buffers()[1] or bytes(8), np.int64 if wide else np.int32)
+    offsets = offsets[values.offset : values.offset + len(values) + 1].astype(np.int64, copy=False)
+    ends: NDArray[np.int64] = np.subtract(offsets[1:], offsets[0])
+    return ends
 
 
 def _group(columns: list[_Column], rows: int, coded: pa.Schema) -> pa.RecordBatch:

@@ -13,7 +13,7 @@ from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.own import settle
 from prefect_cytotable.tasks.core.soma.pipeline import lines
-from prefect_cytotable.tasks.core.soma.rows import slices
+from prefect_cytotable.tasks.core.soma.rows import slices_of
 
 
 class LocalFetcher:
@@ -56,7 +56,7 @@ class LocalFetcher:
 
 def streamed(plan: FetchPlan, progress: Progress) -> OutputFile:
     """The whole table to the destination, its slices told as progress."""
-    count = sum(1 for _ in slices(plan.table.first, plan.table.last, plan.sizes.rows))
+    count = sum(1 for _ in slices_of(plan.table, plan.table.first, plan.table.last, plan.sizes.rows))
     progress.start(count, plan.table.rows)
     try:
         return work.stream(plan, progress.advance)

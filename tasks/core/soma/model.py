@@ -100,6 +100,9 @@ class Table:
         row_bytes: Estimated bytes of an output row in Arrow memory.
         widest: Bytes of the widest value of fixed length.
         mark: What changes when the table does.
+        notes: What a user should know before the answer is trusted.
+        cuts: What one query reads each (first and last joinid), where joinids lie far apart; else empty, and slices are
+            cut at multiples of their size.
     """
 
     place: Place
@@ -112,6 +115,8 @@ class Table:
     row_bytes: int
     widest: int
     mark: str
+    notes: tuple[str, ...] = ()
+    cuts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ class Fetched:
         fetch_seconds: Reading and writing.
         var_path: The file with the joinids of var; empty where they were not asked for.
         var_rows: How many these are.
+        notes: What a user should know, such as a filter's label that no row can have.
     """
 
     path: str
@@ -200,3 +206,4 @@ class Fetched:
     fetch_seconds: float
     var_path: str
     var_rows: int
+    notes: tuple[str, ...] = ()

@@ -218,10 +218,11 @@ def reading(uri: str, sizes: Sizes) -> Iterator[None]:
         raise
     except (soma.SOMAError, RuntimeError, MemoryError) as error:
         text = _first_line(error)
-        if isinstance(error, MemoryError) or "budget" in text.lower():
+        if isinstance(error, MemoryError) or any(word in text.lower() for word in ("budget", "too small")):
             raise SomaBudgetError(
                 f"{uri}: TileDB cannot read with {sizes.tile_bytes:,} bytes for tiles and buffers of "
-                f"{sizes.buffer_bytes:,} bytes ({text}). Give a larger memory_budget, or buffer_bytes."
+                f"{sizes.buffer_bytes:,} bytes ({text}). Give a larger memory_budget, or "
+                f"buffer_bytes of at least the longest text."
             ) from error
         raise SomaReadError(f"{uri}: rows cannot be read: {text}. Run the same again; what is done is kept.") from error
 

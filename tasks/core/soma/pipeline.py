@@ -108,6 +108,7 @@ def _run(options: FetchOptions, caller: FetchCaller, store: LocalStore) -> Fetch
         fetch_seconds=round(time.perf_counter() - started, 3),
         var_path=options.var_destination,
         var_rows=0 if var_file is None else var_file.rows,
+        notes=plan.table.notes,
     )
 
 
@@ -167,6 +168,7 @@ def lines(fetched: Fetched) -> list[str]:
     ]
     if fetched.var_path:
         text.insert(2, f"wrote {fetched.var_path}: {fetched.var_rows:,} joinids of var")
+    text += [f"note: {one}" for one in fetched.notes]
     if fetched.chunks:
         reused = f", {fetched.chunks_reused} of them done before" if fetched.chunks_reused else ""
         text.append(f"{fetched.chunks} chunk(s){reused}")

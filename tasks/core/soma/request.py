@@ -22,6 +22,10 @@ SUFFIXES = {
 }
 
 
+SMALLEST_BUFFER = 1 << 10
+"""Bytes of SOMA's buffer for a column: one of a few bytes cannot even mark which values are there."""
+
+
 def make_fetch_options(
     *,
     source_path: str | Path,
@@ -85,7 +89,7 @@ def make_fetch_options(
         tissue=tissue or "",
         value_filter=(value_filter or "").strip(),
         memory_budget=_size("memory_budget", memory_budget),
-        buffer_bytes=0 if buffer_bytes is None else _size("buffer_bytes", buffer_bytes),
+        buffer_bytes=0 if buffer_bytes is None else _buffer(buffer_bytes),
         chunk_ids=chunk_size or 0,
         workers=workers or max_threads(),
         overwrite=bool(overwrite),
@@ -148,6 +152,13 @@ def _columns(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise ArgumentError(f"columns is {columns!r}, in which a name is empty or there twice.")
     return tuple(names)
+
+
+def _buffer(buffer_bytes: str | int) -> int:
+    size = _size("buffer_bytes", buffer_bytes)
+    if size < SMALLEST_BUFFER:
+        raise ArgumentError(f"buffer_bytes is {buffer_bytes!r}; SOMA reads nothing with less than {SMALLEST_BUFFER}.")
+    return size
 
 
 def _size(name: str, size: str | int) -> int:

@@ -15,6 +15,10 @@ from prefect_cytotable.tasks.core.errors import AccountError
 from prefect_cytotable.tasks.core.soma import opening
 from prefect_cytotable.tasks.core.soma.filters import with_ids
 from prefect_cytotable.tasks.core.soma.model import JOINID, Sizes, Table
+from prefect_cytotable.tasks.core.soma.sizes import of_any_length, text_room
+
+PARTS = 8
+"""What a slice is cut into whose texts are too long to be held all at once."""
 
 
 def slices(first: int, last: int, rows: int) -> Iterator[tuple[int, int]]:
@@ -27,6 +31,13 @@ def slices(first: int, last: int, rows: int) -> Iterator[tuple[int, int]]:
         end = min(first - first % rows + rows - 1, last)
         yield first, end
         first = end + 1
+
+
+def slices_of(table: Table, first: int, last: int, rows: int) -> Iterator[tuple[int, int]]:
+    """The same of a table from `first` to `last`, which where joinids lie far apart are ends of the table's cuts."""
+    if not table.cuts:
+        return slices(first, last, rows)
+    return (cut for cut in table.cuts if first <= cut[0] <= last)
 
 
 def output_schema(table: Table) -> pa.Schema:
@@ -50,38 +61,58 @@ def tables(
     Raises:
         SomaReadError, SomaBudgetError: The store cannot be read.
     """
-    waiting: deque[Future[list[pa.Table]]] = deque()
+    waiting: deque[tuple[Future[list[pa.Table] | None], int, int]] = deque()
+
+    def handed_on() -> Iterator[pa.Table]:
+        future, start, end = waiting.popleft()
+        pieces = future.result()
+        del future
+        rows = 0
+        for some in (pieces,) if pieces is not None else _parts(frame, table, sizes, start, end):
+            rows += sum(piece.num_rows for piece in some)
+            while some:
+                yield some.pop(0)
+        if heard is not None:
+            heard(rows)
+
     with (
         opening.frame(table.place, sizes) as frame,
         ThreadPoolExecutor(sizes.readers, thread_name_prefix="soma") as pool,
     ):
         try:
-            for start, end in slices(first, last, sizes.rows):
-                waiting.append(pool.submit(_slice, frame, table, sizes, start, end))
+            for start, end in slices_of(table, first, last, sizes.rows):
+                waiting.append((pool.submit(_slice, frame, table, sizes, start, end), start, end))
                 if len(waiting) > sizes.readers:
-                    yield from _handed_on(waiting, heard)
+                    yield from handed_on()
             while waiting:
-                yield from _handed_on(waiting, heard)
+                yield from handed_on()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _handed_on(waiting: deque[Future[list[pa.Table]]], heard: Callable[[int], None] | None) -> Iterator[pa.Table]:
-    pieces = waiting.popleft().result()
-    rows = sum(piece.num_rows for piece in pieces)
-    while pieces:
-        yield pieces.pop(0)
-    if heard is not None:
-        heard(rows)
+def _parts(frame: Any, table: Table, sizes: Sizes, first: int, last: int) -> Iterator[list[pa.Table]]:
+    """The rows of a slice that was too large, part by part."""
+    for start, end in slices(first, last, max((last - first + 1) // PARTS, 1)):
+        pieces = _slice(frame, table, sizes, start, end)
+        if pieces is None:
+            yield from _parts(frame, table, sizes, start, end)
+        else:
+            yield pieces
 
 
-def _slice(frame: Any, table: Table, sizes: Sizes, first: int, last: int) -> list[pa.Table]:
-    """The rows of one slice in order."""
+def _slice(frame: Any, table: Table, sizes: Sizes, first: int, last: int) -> list[pa.Table] | None:
+    """The rows of one slice in order; None where their texts are longer than there is room for."""
     columns = list(dict.fromkeys((*table.columns, JOINID)))
     where, value_filter = _bounds(table, first, last)
+    room = text_room(sizes.rows, table.row_bytes)
+    pieces = []
     with opening.reading(table.place.uri, sizes):
-        read = frame.read(where, columns, value_filter=value_filter or None)
-        pieces = [_compact(piece) for piece in read if piece.num_rows]
+        for piece in frame.read(where, columns, value_filter=value_filter or None):
+            if piece.num_rows:
+                pieces.append(_compact(piece))
+                room -= sum(column.nbytes for column in pieces[-1].columns if of_any_length(column.type))
+            if room < 0 and first < last:
+                return None
     if pieces:
         pieces = _ordered(pieces, first, last)
     return [piece.select(list(table.columns)) for piece in pieces]

@@ -60,28 +60,32 @@ def write(
 
         sink = CsvSink(path, schema, labels)
     try:
+        sizes = []
         for group in groups(tables, schema, labels, group_rows):
             sink.write(group)
+            sizes.append(group.num_rows)
         sink.close()
     except BaseException:
         sink.abandon()
         raise
-    _check(path, schema, format_, sink.rows, group_rows)
+    _check(path, schema, format_, sizes)
     return sink.rows, path.stat().st_size
 
 
-def _check(path: Path, schema: pa.Schema, format_: TableFormat, rows: int, group_rows: int) -> None:
-    """Open the file as a reader would."""
+def _check(path: Path, schema: pa.Schema, format_: TableFormat, sizes: list[int]) -> None:
+    """Open the file as a reader would; `sizes` are the rows of its groups."""
     if format_ is TableFormat.CSV:
         return
     if format_ is TableFormat.PARQUET:
         import pyarrow.parquet as pq  # as above
 
-        found, names = pq.read_metadata(path).num_rows, pq.read_schema(path).names
+        found, names = [pq.read_metadata(path).num_rows], pq.read_schema(path).names
+        sizes = [sum(sizes)]
     else:
         with pa.OSFile(str(path)) as file:
             reader = pa.ipc.open_file(file)
-            last = reader.get_batch(reader.num_record_batches - 1).num_rows
-            found, names = (reader.num_record_batches - 1) * group_rows + last, reader.schema.names
-    if found != rows or names != schema.names:
-        raise AccountError(f"{path}: {rows} rows were written, {found} are read. Please report this defect.")
+            number = reader.num_record_batches
+            found, names = [number, reader.get_batch(number - 1).num_rows], reader.schema.names
+            sizes = [len(sizes), sizes[-1]] if sizes else [1, 0]  # without rows there is one batch all the same
+    if found != sizes or names != schema.names:
+        raise AccountError(f"{path}: {sizes} was written, {found} is read. Please report this defect.")

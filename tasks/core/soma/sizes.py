@@ -17,6 +17,9 @@ SMALLEST_SLICE, LARGEST_SLICE = 1 << 10, 1 << 18
 TEXT = 16
 """Bytes of a text, where only the data can tell; a longer one makes more batches of a slice, not larger ones."""
 
+TEXT_ROOM = 2
+"""How much longer than estimated the texts of a slice or of a group can be, in bytes of all its columns."""
+
 COPIES = 2
 """A slice lies in SOMA's buffers and in Arrow's arrays."""
 
@@ -37,10 +40,24 @@ def value_bytes(type_: pa.DataType) -> int:
     """
     if pa.types.is_dictionary(type_):
         return value_bytes(type_.index_type)
+    return 8 + TEXT if of_any_length(type_) else max(int(type_.bit_width) // 8, 1)
+
+
+def of_any_length(type_: pa.DataType) -> bool:
+    """Whether only the data can tell how many bytes a value has.
+
+    >>> of_any_length(pa.large_string()), of_any_length(pa.dictionary(pa.int8(), pa.string()))
+    (True, False)
+    """
     try:
-        return max(int(type_.bit_width) // 8, 1)
-    except ValueError:  # of any length
-        return 8 + TEXT
+        return not pa.types.is_dictionary(type_) and not type_.bit_width
+    except ValueError:
+        return True
+
+
+def text_room(rows: int, bytes_of_row: int) -> int:
+    """Bytes of texts that so many rows may have; with longer ones, there are to be fewer rows at a time."""
+    return TEXT_ROOM * rows * bytes_of_row
 
 
 def row_bytes(schema: pa.Schema) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -87,7 +88,7 @@ def stream(plan: FetchPlan, heard: Callable[[ChunkResult], None]) -> OutputFile:
         plan: Without chunks.
         heard: Called with a record of each slice.
     """
-    numbers = iter(range(plan.table.rows + 1))
+    numbers = count()
 
     def told(rows: int) -> None:
         heard(ChunkResult("", next(numbers), accounts=(_account(plan, rows),)))
@@ -126,12 +127,12 @@ def _written(plan: FetchPlan, rows: Iterable[pa.Table]) -> OutputFile:
     try:
         with system_memory():
             schema = output_schema(plan.table).with_metadata(_metadata(plan))
-            count, size = sinks.write(rows, schema, options.format, temporary, plan.group_rows)
+            written, size = sinks.write(rows, schema, options.format, temporary, plan.group_rows)
     except BaseException:
         discard(temporary)
         raise
     return OutputFile(
-        options.axis.value, Path(options.destination).name, str(temporary), count, len(plan.table.columns), size
+        options.axis.value, Path(options.destination).name, str(temporary), written, len(plan.table.columns), size
     )
 
 
