@@ -527,7 +527,7 @@ def test_a_server_that_is_down_is_a_clear_error(served: Served, plate: Path, tmp
         check=False,
     )
     assert done.returncode == 1
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100  # Prefect's own retries would be minutes
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: The Prefect server {url.replace('user:secret@', '')} does not answer")
     assert "unset the variable PREFECT_API_URL" in line
