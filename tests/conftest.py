@@ -101,7 +101,7 @@ def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a small Dask cluster that somebody else has started."""
     distributed = pytest.importorskip("distributed")

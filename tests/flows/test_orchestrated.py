@@ -527,7 +527,7 @@ def test_a_server_that_is_down_is_a_clear_error(served: Served, plate: Path, tmp
         check=False,
     )
     assert done.returncode == 1
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100  # Prefect's own retries would be minutes
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: The Prefect server {url.replace('user:secret@', '')} does not answer")
     assert "unset the variable PREFECT_API_URL" in line
@@ -617,12 +617,14 @@ def test_a_server_that_is_lost_on_the_way_does_not_cost_the_output(
         temporary_settings({PREFECT_API_URL: url, **NO_PATIENCE}),
     ):
         ear = Cutter(cut)
-        tell_all()  # what earlier tests left: events of this run go over the line
+        tell_all()  # what earlier tests left: events go over the line from here on
+        convert(plate, "first.parquet", preset=SQLITE, chunk_size=ROWS)
+        assert senders()
         path = convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear)
     assert Path(str(path)).read_bytes() == undisturbed
     until(lambda: not senders(), "the end of what tells the server")  # else this process could not end for minutes
     assert "the server was not told" in ear.said[-1]
-    assert listing(tmp_path) == ["out.parquet"]
+    assert listing(tmp_path) == ["first.parquet", "out.parquet"]
 
 
 def test_the_tasks_of_a_run_are_told_to_its_own_server(here: Served, plate: Path, names: list[str], ear: Ear) -> None:
