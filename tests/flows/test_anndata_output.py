@@ -232,6 +232,17 @@ def test_odd_names_of_columns(tmp_path: Path) -> None:
         assert adata[:, ["Cells_Mean.of/it", "Cells_Mean"]].X.tolist() == [[1.5, 2.5]] * 2
 
 
+def test_a_text_that_hdf5_cannot_hold(tmp_path: Path) -> None:
+    folder = typed_plate(tmp_path / "plate", images=2, objects=2)
+    cells = pq.read_table(folder / "Cells.parquet")
+    pq.write_table(cells.append_column("Note", pa.array(["a\0b", "", "c", None])), folder / "Cells.parquet")
+    with pytest.raises(CastError, match=r"obs/Cells_Note.* holds 'a\\x00b'.*Write zarr or Parquet"):
+        convert(folder, "out.h5ad", "anndata_h5ad", source_datatype="parquet")
+    assert not Path("out.h5ad").exists()
+    adata = read(str(convert(folder, "out.zarr", "anndata_zarr", source_datatype="parquet")))
+    assert adata.obs["Cells_Note"].astype(object).tolist()[:3] == ["a\0b", "", "c"]
+
+
 # --- the destination ----------------------------------------------------------------------------------------
 
 

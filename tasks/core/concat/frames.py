@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat.model import Element, FramePlan, Input, Options, StoreFormat
 from prefect_cytotable.tasks.core.concat.names import as_names
-from prefect_cytotable.tasks.core.concat.probe import concatenated
-from prefect_cytotable.tasks.core.concat.stores import Group, encoding, index_name, opened, quiet
+from prefect_cytotable.tasks.core.concat.probe import concatenated, refusals
+from prefect_cytotable.tasks.core.concat.stores import Group, encoding, has_old_categories, index_name, opened, quiet
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 OPEN_AT_ONCE = 64
@@ -86,7 +86,8 @@ def write_frame(
             values: Any = pd.Categorical.from_codes(codes, categories=list(options.keys))
         else:
             values = _column(frame, name, inputs, extents)
-        write_values(group, name, values, f"{frame.path}: the column {name!r}")
+        what = f"{frame.path}: the column {name!r}"
+        write_values(group, name, writable(values, what), what)
 
 
 def _codes_type(count: int) -> np.dtype[Any]:
@@ -170,7 +171,7 @@ def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> An
 def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> Any:
     """A column of all inputs, as anndata puts them together."""
     parts = [
-        pd.Series(read_elem(inputs.root(number)[f"{frame.path}/{name}"])) if _has(element, name) else None
+        pd.Series(_read_column(inputs.root(number)[frame.path], name)) if _has(element, name) else None
         for number, element in enumerate(frame.elements)
     ]
     there = [one for one in parts if one is not None]
@@ -186,6 +187,18 @@ def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> 
     ]
     with quiet():
         return pd.concat(frames, ignore_index=True)[name]._values
+
+
+def _read_column(frame: Group, name: str) -> Any:
+    """A column's values."""
+    stored = frame[name]
+    with quiet():  # anndata tells of each element that does not tell how it is stored
+        if not has_old_categories(stored):
+            return read_elem(stored)
+        labels = frame[f"__categories/{name}"]
+        return pd.Categorical.from_codes(
+            read_elem(stored), categories=read_elem(labels), ordered=bool(labels.attrs.get("ordered", False))
+        )
 
 
 def _lacking(element: Element | None, name: str, extent: int) -> Any:
@@ -242,13 +255,16 @@ def _categories(parts: Sequence[Any], extents: list[int], dtype: Any) -> Any:
 
 
 def write_values(group: Group, name: str, values: Any, what: str) -> None:
-    """Write a column's values with anndata, as a type that it can write.
+    """Write an element with anndata.
 
     Raises:
-        LayoutError: There is none.
+        LayoutError: The format has no place for it.
     """
-    with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(group, name, writable(values, what))
+    with (
+        refusals(f"{what} cannot be written. Rename it or leave it out of the inputs"),
+        anndata.settings.override(allow_write_nullable_strings=True),
+    ):
+        write_elem(group, name, values)
 
 
 def writable_frame(frame: Any, what: str) -> Any:
@@ -264,6 +280,12 @@ def writable(values: Any, what: str) -> Any:
         LayoutError: There is none, since texts and numbers are mixed.
     """
     if isinstance(values, pd.Categorical):
+        of_labels = pd.api.types.infer_dtype(values.categories)
+        if of_labels.startswith("mixed"):
+            raise LayoutError(
+                f"{what} has categories of several kinds ({of_labels}), which no file can hold. Make them the same in "
+                f"all inputs."
+            )
         return values
     if isinstance(values.dtype, pd.Float32Dtype | pd.Float64Dtype):
         return values.to_numpy(values.dtype.numpy_dtype, na_value=np.nan)

@@ -123,9 +123,10 @@ def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any]
         _group(root, mapping, "dict", options.format)
     raw = any(array.path == "raw/X" for array in plan.arrays) or any(one.path == "raw/X" for one in plan.others)
     if raw:
-        _group(_group(root, "raw", "raw", options.format), "varm", "dict", options.format)
+        group = _group(root, "raw", "raw", options.format)
+        _group(group, "varm", "dict", options.format)
         if options.axis == 0:
-            write_elem(root, "raw/var", pd.DataFrame(index=joined[RAW].names))
+            write_elem(group, "var", pd.DataFrame(index=joined[RAW].names))
     merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
     merged.write_uns(root, plan, merges, inputs)
     for frame in plan.frames:
