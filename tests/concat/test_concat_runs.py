@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import zarr
 from concat_objects import assert_same, expected, read, write
+from old_layout import as_of_0_7
 from scipy import sparse
 
 from prefect_cytotable.flows import cli
@@ -257,6 +258,32 @@ def test_none_in_uns(format: str, tmp_path: Path) -> None:
     path = write(one, tmp_path / f"in.{format}")
     out = concat([path, path], tmp_path / f"out.{format}", uns_merge="same", index_unique="-")
     assert read(out).uns == {"none": None, "nested": {"none": None, "some": 1}}
+
+
+@pytest.mark.parametrize("format", ["h5ad", "zarr"])
+def test_files_of_anndata_0_7(format: str, tmp_path: Path) -> None:
+    paths = []
+    for number in range(2):
+        rows = [f"{number}-{one}" for one in range(4)]
+        obs = {
+            "well": pd.Categorical(["A", "B", None, "B"]),
+            "dose": pd.Categorical(["low", "high"] * 2, categories=["low", "high"], ordered=True),
+            "note": [f"note {one}" for one in rows],
+            "count": [1, 2, 3, 4],
+        }
+        names = [f"v{one + number}" for one in range(3)]
+        one = anndata.AnnData(sparse.csr_matrix(np.eye(4, 3) * (number + 1)), obs=pd.DataFrame(obs, index=rows))
+        one.var_names = names
+        one.var["gene"] = pd.Categorical(["a", "b", "a"])
+        one.obsm["frame"] = pd.DataFrame({"of": pd.Categorical(["x", "y"] * 2)}, index=rows)
+        one.layers["dense"] = np.ones((4, 3))
+        one.raw = one.copy()
+        paths.append(as_of_0_7(write(one, tmp_path / f"{number}.{format}")))
+    arguments: dict[str, Any] = {"join": "outer", "merge": "first"}
+    with pytest.warns(anndata.OldFormatWarning):
+        loaded = [anndata.io.read_h5ad(path) if format == "h5ad" else anndata.io.read_zarr(path) for path in paths]
+    assert loaded[0].obs["well"].isna().tolist() == [False, False, True, False]
+    assert_same(read(concat(paths, tmp_path / f"out.{format}", **arguments)), expected(loaded, **arguments))
 
 
 def test_the_plan_tells_what_differs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Input, Join, JoinedNames, Options
-from prefect_cytotable.tasks.core.concat.stores import Group, index_name, opened
+from prefect_cytotable.tasks.core.concat.stores import Group, index_name, opened, quiet
 from prefect_cytotable.tasks.core.errors import LayoutError
 
 MAIN, RAW = "", "raw"
@@ -52,7 +52,8 @@ def read_names(root: Group, path: str) -> Any:
     """The index of a data frame as AnnData has it: texts, with the index' name."""
     frame = root[path]
     stored = index_name(frame)
-    return as_names(read_elem(frame[stored]), stored)
+    with quiet():
+        return as_names(read_elem(frame[stored]), stored)
 
 
 def as_names(values: Any, stored: str) -> Any:

@@ -71,7 +71,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
         for one in joined.values():
             for name, indexer in indexers(one).items():
                 np.save(folder / name, indexer, allow_pickle=False)
-        with _created(output, plan) as root:
+        with _created(output, plan) as root, quiet():
             _annotations(root, plan, merges, joined, inputs)
             del joined
             forget_names()

@@ -94,8 +94,8 @@ class _Rows:
         found = next((value for value in values if "\0" in value), None)
         if found is not None:
             raise CastError(
-                f"{self._dataset.name.removeprefix('/')} holds {found[:99]!r}: a text with a null character, which HDF5 "
-                f"cannot hold. Write zarr or Parquet, or remove it from the source."
+                f"{self._dataset.name.removeprefix('/')} holds {found[:99]!r}: a text with a null character, which "
+                f"HDF5 cannot hold. Write zarr or Parquet, or remove it from the source."
             )
 
     def close(self) -> None:
