@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,9 @@ from numpy.typing import NDArray
 KEY = ("Metadata_ImageNumber", "Cytoplasm_Number_Object_Number")
 COLUMNS = 12
 TOLERANCE = 1e-12  # relative; a few units in the last place, as another parser of decimal text may give
+
+Loaded = tuple[NDArray[Any], dict[str, NDArray[np.float64]]]
+"""The keys of an output in ascending order, and by name the columns in that order."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def number_columns(path: Path) -> set[str]:
     return {field.name for schema in schemas for field in schema if any(kind(field.type) for kind in kinds)}
 
 
-def load(path: Path, columns: list[str]) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+def load(path: Path, columns: list[str]) -> Loaded:
     """The keys in ascending order, and each column in that order as doubles (null is NaN)."""
     table = pa.concat_tables(
         [pq.read_table(part, columns=[*KEY, *columns]) for part in parts(path)], promote_options="permissive"
@@ -105,26 +110,36 @@ def compare(one: Path, two: Path) -> Agreement:
     common = sorted(both - set(KEY))
     if rows[0] != rows[1] or not common or not both.issuperset(KEY):
         return Agreement(rows, (), 0, 0, np.inf, "")
-    chosen = sorted({common[i * (len(common) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)})
-    (keys, left), (other_keys, right) = load(one, chosen), load(two, chosen)
+    chosen = evenly(common)
+    return agreement(rows, load(one, chosen), load(two, chosen))
+
+
+def evenly(common: list[str]) -> list[str]:
+    """A dozen of these columns, spread evenly over them."""
+    return sorted({common[i * (len(common) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)})
+
+
+def agreement(rows: tuple[int, int], one: Loaded, two: Loaded) -> Agreement:
+    """Compare the values of two outputs; their keys must be unique and the same."""
+    (keys, left), (other_keys, right) = one, two
+    names, values = tuple(left), len(keys) * len(left)
     if not np.array_equal(keys, other_keys) or len(np.unique(keys)) != len(keys):
-        return Agreement(rows, tuple(chosen), len(keys) * len(chosen), 0, np.inf, "the keys")
-    found = {name: difference(left[name], right[name]) for name in chosen}
+        return Agreement(rows, names, values, 0, np.inf, "the keys")
+    found = {name: difference(left[name], right[name]) for name in names}
     worst = max(found, key=lambda name: found[name][1])
-    equal = sum(same for same, _ in found.values())
-    return Agreement(rows, tuple(chosen), len(keys) * len(chosen), equal, found[worst][1], worst)
+    return Agreement(rows, names, values, sum(same for same, _ in found.values()), found[worst][1], worst)
 
 
-def main() -> int:
-    """Compare two outputs; the exit code is 1 if they differ."""
-    parser = argparse.ArgumentParser(description="Compare two outputs by keys and values.")
+def command(description: str, compared: Callable[[Path, Path], Agreement]) -> int:
+    """A command that compares two outputs; gives its exit code, which is 1 if they differ."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("one", type=Path)
     parser.add_argument("two", type=Path)
     asked = parser.parse_args()
-    found = compare(asked.one, asked.two)
+    found = compared(asked.one, asked.two)
     print(found.line())
     return 0 if found.good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("Compare two outputs by keys and values.", compare))

@@ -7,7 +7,6 @@ Both are of one program and in one order: row by row, every column of the table 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,16 +54,5 @@ def compare(table: Path, path: Path) -> verify.Agreement:
     return verify.Agreement(rows, tuple(names), rows[0] * len(names), equal, worst, worst_column)
 
 
-def main() -> int:
-    """Compare; the exit code is 1 if they differ."""
-    parser = argparse.ArgumentParser(description="Compare a Parquet file and an AnnData of one conversion.")
-    parser.add_argument("table", type=Path)
-    parser.add_argument("anndata", type=Path)
-    asked = parser.parse_args()
-    found = compare(asked.table, asked.anndata)
-    print(found.line())
-    return 0 if found.good else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verify.command("Compare a Parquet file and an AnnData of one conversion.", compare))

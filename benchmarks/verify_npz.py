@@ -8,28 +8,26 @@ columns, spread evenly over those that both have, are compared value by value.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from verify import COLUMNS, Agreement, difference, number_columns, parts, shape
+from verify import Agreement, Loaded, agreement, command, evenly, number_columns, parts, shape
 
 SOURCE = "Metadata_NPZSource"
 PLACE = ("Location_Center_X", "Location_Center_Y")
 
 
-def load(path: Path, columns: list[str]) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+def load(path: Path, columns: list[str]) -> Loaded:
     """The keys in ascending order, and the columns in that order as doubles (null is NaN)."""
     names = [SOURCE, *PLACE, *(name for name in columns if name not in PLACE)]
     table = pa.concat_tables([pq.read_table(part, columns=names) for part in parts(path)], promote_options="permissive")
     places = [map(float.hex, table[name].to_pylist()) for name in PLACE]
     keys = np.array([" ".join(key) for key in zip(table[SOURCE].to_pylist(), *places, strict=True)])
     order = np.argsort(keys, kind="stable")
-    return keys[order], np.array([table[name].to_numpy().astype(np.float64)[order] for name in columns])
+    return keys[order], {name: table[name].to_numpy().astype(np.float64)[order] for name in columns}
 
 
 def compare(one: Path, two: Path) -> Agreement:
@@ -38,27 +36,9 @@ def compare(one: Path, two: Path) -> Agreement:
     common = sorted(number_columns(one) & number_columns(two))
     if rows[0] != rows[1] or not set(common).issuperset(PLACE):
         return Agreement(rows, (), 0, 0, np.inf, "")
-    chosen = sorted({common[i * (len(common) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)})
-    (keys, left), (other_keys, right) = load(one, chosen), load(two, chosen)
-    values = len(keys) * len(chosen)
-    if not np.array_equal(keys, other_keys) or len(np.unique(keys)) != len(keys):
-        return Agreement(rows, tuple(chosen), values, 0, np.inf, "the keys")
-    found = {name: difference(left[at], right[at]) for at, name in enumerate(chosen)}
-    worst = max(found, key=lambda name: found[name][1])
-    equal = sum(same for same, _ in found.values())
-    return Agreement(rows, tuple(chosen), values, equal, found[worst][1], worst)
-
-
-def main() -> int:
-    """Compare two outputs; the exit code is 1 if they differ."""
-    parser = argparse.ArgumentParser(description="Compare two outputs of NPZ archives by keys and values.")
-    parser.add_argument("one", type=Path)
-    parser.add_argument("two", type=Path)
-    asked = parser.parse_args()
-    found = compare(asked.one, asked.two)
-    print(found.line())
-    return 0 if found.good else 1
+    chosen = evenly(common)
+    return agreement(rows, load(one, chosen), load(two, chosen))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("Compare two outputs of NPZ archives by keys and values.", compare))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefect_cytotable.flows import cli_concat, cli_fetch, cli_profile, cli_reprocess, cli_serve
+from prefect_cytotable.flows.cli_options import add_memory_budget, add_quiet, add_runner, add_storage_options, pairs
 from prefect_cytotable.tasks.core.errors import (
     ArgumentError,
     CytotableError,
@@ -109,7 +110,7 @@ def _parser() -> _Parser:
     )
     _add_conversion_options(one)
     one.add_argument("--overwrite", action="store_true", help="replace the destination once the new one is whole")
-    one.add_argument("--quiet", action="store_true", help="no progress, no report; errors only")
+    add_quiet(one)
 
     one = command("plan", "Show what convert would do; reads headers, counts and samples only.", _plan)
     one.add_argument("source", help="as for convert")
@@ -142,21 +143,8 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
         default="cellprofiler_csv",
         help="a preset's name, a TOML file, or 'none' (default: %(default)s)",
     )
-    add(
-        "--runner",
-        default="concurrent",
-        dest="task_runner",
-        metavar="RUNNER",
-        help="sequential, concurrent, process, dask, dask:slurm and its like, or a Dask scheduler's address "
-        "(default: %(default)s)",
-    )
-    add("--workers", type=int, help="chunks under way at once (default: one for each processor)")
-    add(
-        "--memory-budget",
-        default="1GiB",
-        metavar="SIZE",
-        help="for the whole process tree (default: %(default)s)",
-    )
+    add_runner(parser, "sequential, concurrent, process, dask, dask:slurm and its like, or a Dask scheduler's address")
+    add_memory_budget(parser)
     add("--chunk-size", type=int, metavar="ROWS", help="rows of a chunk (default: what the memory allows)")
     add("--work-dir", metavar="DIR", help="where parts lie meanwhile (default: next to the destination)")
     add(
@@ -174,14 +162,7 @@ def _add_conversion_options(parser: argparse.ArgumentParser) -> None:
     add("--zarr-format", type=int, metavar="2|3", help="of an AnnData in zarr (default: 2)")
     add("--x-chunk-rows", type=int, metavar="ROWS", help="of a stored chunk of an AnnData's X (default: by bytes)")
     add("--source-datatype", choices=[one.value for one in Format], help="where it is not the preset's")
-    add(
-        "--storage-option",
-        nargs="+",
-        action="extend",
-        metavar="NAME=VALUE",
-        dest="storage_options",
-        help="how object storage is reached, for example profile=lab or no_sign_request=true",
-    )
+    add_storage_options(parser)
     add("--compartments", nargs="+", metavar="NAME", help="instead of the preset's")
     add("--metadata", nargs="+", metavar="NAME", help="image tables, instead of the preset's")
     add("--identifying-columns", nargs="+", metavar="COLUMN", help="instead of the preset's")
@@ -261,7 +242,7 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
     arguments["dest_datatype"] = given.dest_datatype or _format_of(given.destination)
     arguments["preset"] = None if given.preset.lower() == NO_PRESET else given.preset
     for name in ("relations", "page_keys", "data_type_cast_map", "storage_options"):
-        arguments[name] = _pairs(name, getattr(given, name))
+        arguments[name] = pairs(name, getattr(given, name))
     columns = given.image_columns
     arguments["image_columns"] = columns[0] if len(columns) == 1 and "*" not in columns[0] else columns
     if given.joins:
@@ -278,16 +259,6 @@ def _format_of(destination: str) -> str:
     """The format that a destination's ending says."""
     path = destination.rstrip("/")
     return next((one.value for one in Destination if path.endswith(one.suffix)), Destination.PARQUET.value)
-
-
-def _pairs(name: str, texts: list[str] | None) -> dict[str, str] | None:
-    if texts is None:
-        return None
-    pairs = [text.partition("=") for text in texts]
-    for key, equals, value in pairs:
-        if not (key and equals and value):
-            raise ArgumentError(f"{name}: {key + equals + value!r} is not of the form NAME=VALUE.")
-    return {key: value for key, _, value in pairs}
 
 
 def _convert(given: argparse.Namespace) -> int:

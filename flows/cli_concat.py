@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect_cytotable.flows.cli_options import (
+    Adder,
+    add_memory_budget,
+    add_quiet,
+    add_runner,
+    add_storage_options,
+    pairs,
+)
 from prefect_cytotable.tasks.core.concat.model import MAX_LOADED_ELEMS, Merge
 from prefect_cytotable.tasks.core.concat.progress import BlockLines, SilentBlocks
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.places import is_remote
 
 
-def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
+def add_command(command: Adder) -> None:
     """Add the command to a command line.
 
     Args:
@@ -34,27 +41,13 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     add("--fill-value", metavar="NUMBER", help="what an outer join fills with (default: 0 if sparse, nan if dense)")
     add("--pairwise", action="store_true", help="keep obsp (varp) as blocks on the diagonal")
     add("--max-loaded-elems", type=int, default=MAX_LOADED_ELEMS, metavar="N", help="elements of a block, at most")
-    add(
-        "--runner",
-        default="concurrent",
-        dest="task_runner",
-        metavar="RUNNER",
-        help="sequential, concurrent, process, dask, or a Dask scheduler's address (default: %(default)s)",
-    )
-    add("--workers", type=int, help="blocks under way at once (default: one for each processor)")
-    add("--memory-budget", default="1GiB", metavar="SIZE", help="for the whole process tree (default: %(default)s)")
+    add_runner(one, "sequential, concurrent, process, dask, or a Dask scheduler's address", "blocks")
+    add_memory_budget(one)
     add("--compression", default="source", help="of large arrays in h5ad: gzip, lzf, none or source (%(default)s)")
-    add(
-        "--storage-option",
-        nargs="+",
-        action="extend",
-        metavar="NAME=VALUE",
-        dest="storage_options",
-        help="how object storage is reached, for example profile=lab or no_sign_request=true",
-    )
+    add_storage_options(one)
     add("--overwrite", action="store_true", help="replace the output once the new one is whole")
     add("--plan", action="store_true", help="show what would be done, and do nothing")
-    add("--quiet", action="store_true", help="no progress, no report; errors only")
+    add_quiet(one)
 
 
 def _concat(given: argparse.Namespace) -> int:
@@ -69,7 +62,7 @@ def _concat(given: argparse.Namespace) -> int:
     )  # fmt: skip
     arguments: dict[str, Any] = {name: getattr(given, name) for name in names}
     arguments["fill_value"] = _number(given.fill_value)
-    arguments["storage_options"] = _pairs(given.storage_options)
+    arguments["storage_options"] = pairs("--storage-option", given.storage_options)
     if given.plan:
         from prefect_cytotable.tasks.core.concat.plan import plan_lines  # with anndata, which is an extra
 
@@ -77,16 +70,6 @@ def _concat(given: argparse.Namespace) -> int:
         return 0
     concat(**arguments, progress=SilentBlocks() if given.quiet else BlockLines())
     return 0
-
-
-def _pairs(texts: list[str] | None) -> dict[str, str] | None:
-    if texts is None:
-        return None
-    pairs = [text.partition("=") for text in texts]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise ArgumentError(f"--storage-option {name} is not of the form NAME=VALUE.")
-    return {name: value for name, _, value in pairs}
 
 
 def _number(text: str | None) -> float | int | None:

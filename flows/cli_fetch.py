@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable
-from typing import Any
 
+from prefect_cytotable.flows.cli_options import Adder, add_quiet, add_runner
 from prefect_cytotable.flows.fetch import fetch_obs
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.progress import Lines, Silent
@@ -23,7 +22,7 @@ NAMES = (
 """The options that are arguments of `fetch_obs`."""
 
 
-def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
+def add_command(command: Adder) -> None:
     """Add the sub-command.
 
     Args:
@@ -55,19 +54,12 @@ def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> 
     )
     add("-B", "--buffer-bytes", metavar="SIZE", help="SOMA's buffer for each column (default: from schema and budget)")
     add("--chunk-size", type=int, metavar="JOINIDS", help="of a chunk (default: chunks of a remote store alone)")
-    add(
-        "--runner",
-        default="concurrent",
-        dest="task_runner",
-        metavar="RUNNER",
-        help="of chunks: sequential, concurrent, process, dask, or an address (default: %(default)s)",
-    )
-    add("--workers", type=int, help="chunks under way at once (default: one for each processor)")
+    add_runner(one, "of chunks: sequential, concurrent, process, dask, or an address")
     add("--work-dir", metavar="DIR", help="where parts lie meanwhile (default: next to the destination)")
     add("--keep-chunks", action="store_true", help="keep the parts for a later run")
     add("--format", dest="dest_datatype", help="feather, parquet or csv (default: from the destination's ending)")
     add("--overwrite", action="store_true", help="replace the destination once the new one is whole")
-    add("--quiet", action="store_true", help="no progress, no summary; errors only")
+    add_quiet(one, "summary")
 
 
 def _fetch(given: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from prefect_cytotable.flows.cli_options import Adder
 from prefect_cytotable.tasks.core.errors import ArgumentError
 from prefect_cytotable.tasks.core.memory import compare, report
 from prefect_cytotable.tasks.core.memory.compare import Figure
@@ -18,8 +18,6 @@ FOLDER, TOLERANCE = "memory-profile", "10%"
 
 UNFIT = ("profile", "memory", "server")
 """Commands that are not profiled: a server outlives the command that starts it."""
-
-Adder = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
 
 def add_commands(command: Adder, whole: argparse.ArgumentParser) -> None:

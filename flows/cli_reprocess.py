@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prefect_cytotable.flows.cli_options import Adder, add_quiet
 from prefect_cytotable.tasks.core import kept
 from prefect_cytotable.tasks.core.budget import parse_bytes, show_bytes
 from prefect_cytotable.tasks.core.durations import parse_seconds, show_seconds
@@ -24,8 +25,6 @@ MACHINE = "machine"
 
 COPIES_OLDER = "1d"
 """Copies of objects have no lock: those used of late may be in use."""
-
-Adder = Callable[[str, str, Any], argparse.ArgumentParser]
 
 
 def add_commands(
@@ -55,7 +54,7 @@ def add_commands(
     add("--new-version", default="keep", help="what an earlier version converted: keep or convert (%(default)s)")
     add("--overwrite", action="store_true", help="replace outputs that the index does not know")
     add("--dry-run", action="store_true", help="tell only what would be done")
-    add("--quiet", action="store_true", help="no progress, no report; errors only")
+    add_quiet(one)
 
     one = command("cache", "Show or clear what runs keep for later runs: finished chunks, copies of objects.", _cache)
     one.add_argument("what", choices=["show", "clear"], help="what to do with it")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from typing import Any
 
 from prefect_cytotable.flows import deployments
+from prefect_cytotable.flows.cli_options import Adder
 from prefect_cytotable.tasks.core.roots import ROOTS
 
 HELP = "Offer convert and fetch to a Prefect server as deployments, and run what it asks for."
@@ -15,7 +14,7 @@ HELP = "Offer convert and fetch to a Prefect server as deployments, and run what
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
-def add_command(command: Callable[[str, str, Any], argparse.ArgumentParser]) -> None:
+def add_command(command: Adder) -> None:
     """Add the sub-command.
 
     Args:

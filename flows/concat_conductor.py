@@ -2,90 +2,43 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import msgspec
 from prefect import get_run_logger
-from prefect.futures import PrefectFuture
-from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import opaque
-from prefect.utilities.urls import url_for
 
-from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.calls import GIVEN, Call, begin, dispensable
+from prefect_cytotable.flows.conducting import Conducting, Kept, Work, opaque
 from prefect_cytotable.flows.limits import within_limits
-from prefect_cytotable.flows.runners import started, uses_processes
-from prefect_cytotable.flows.running import checked_runner
-from prefect_cytotable.flows.session import LOST, has_pages
+from prefect_cytotable.flows.runners import uses_processes
 from prefect_cytotable.tasks import concat_stages as stages
-from prefect_cytotable.tasks.concat_caching import BlockJob
 from prefect_cytotable.tasks.core.concat import pipeline
-from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, Job, JobResult, Layout, Options, Plan
+from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobResult, Layout, Options, Plan
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress, SilentBlocks
 from prefect_cytotable.tasks.core.concat.request import Merges, make_options
 from prefect_cytotable.tasks.core.concat.work import done_before
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
+from prefect_cytotable.tasks.core.retries import PlanPlace
 
-T = TypeVar("T")
-
-GIVEN = "given"
-"""A flow parameter's value where the caller passed an object that no parameter can hold: a runner, a function."""
-
-WINDOW = 4
-"""Block tasks submitted ahead for each worker: enough to keep it busy, few enough to stop soon after a failure."""
+BLOCK_BYTES_PER_SECOND = 600e6
+"""How fast one worker writes blocks of a dense array, in bytes; compressed ones are slower, sparse ones faster."""
 
 
 @dataclass
-class Call:
-    """What a plain function call passes to the flow beside its parameters, and gets back beside its result.
+class ConcatCall(Call[str, JobResult]):
+    """What a plain function call and this flow tell each other; `merges` can be functions."""
 
-    Attributes:
-        merges: Merge strategies, functions among them.
-        answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
-    """
-
-    task_runner: str | TaskRunner[Any]
-    merges: Merges
-    progress: ConcatProgress
-    answer: str | None = None
-
-    @property
-    def runner_name(self) -> str:
-        """The runner for the flow's parameter."""
-        return self.task_runner if isinstance(self.task_runner, str) else GIVEN
-
-
-_call: ContextVar[Call | None] = ContextVar("concat_call", default=None)
-
-
-@contextmanager
-def passing(call: Call) -> Iterator[None]:
-    """Pass a runner, merge strategies and a listener to the flow that is called inside."""
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
+    merges: Merges = field(kw_only=True)
 
 
 def concat(arguments: dict[str, Any], task_runner: str) -> str:
     """The body of the flow."""
     given = Merges(arguments["merge"], arguments["uns_merge"])
-    call = _call.get() or Call(task_runner, given, SilentBlocks())
-    if has_pages() and (address := url_for("flow-run", obj_id=str(flow_run.id))):
-        call.progress.say(f"Flow run: {without_password(address)}")
+    call = begin(ConcatCall(task_runner, SilentBlocks(), merges=given))
     merge = {name: getattr(call.merges, name) for name in ("merge", "uns_merge") if arguments[name] == GIVEN}
     options, merges = make_options(**{**arguments, **merge})
-    runner = call.task_runner if task_runner == GIVEN else task_runner
-    caller = PrefectCaller(checked_runner(runner), call.progress)
+    caller = PrefectCaller(call.runner(task_runner), call.progress)
     with within_limits((*options.in_files, options.destination), call.progress.say):
         report = pipeline.run(options, merges, caller)
     call.answer = report.destination
@@ -108,76 +61,32 @@ class PrefectCaller:
 
     def look(self, options: Options) -> tuple[Input, ...]:
         """Stage 1."""
-        return stages.look(_opaque(options))
+        return stages.look(opaque(options))
 
     def plan(self, inputs: tuple[Input, ...], options: Options) -> Plan:
         """Stage 2."""
-        return stages.plan(_opaque(inputs), _opaque(options), self.processes)
+        return stages.plan(opaque(inputs), opaque(options), self.processes)
 
     def prepare(self, plan: Plan, merges: Merges, folder: Path) -> Layout:
         """Stage 3."""
-        return stages.prepare(_opaque(plan), _opaque(merges), folder)
+        return stages.prepare(opaque(plan), opaque(merges), folder)
 
     def write(self, layout: Layout, workers: int) -> list[JobResult]:
-        """Stage 4: a task for each block, on the runner."""
-        size = sum(job.size for job in layout.jobs)
-        self._logger.info("%d block(s), %d bytes, %d at a time", len(layout.jobs), size, workers)
-        self._progress.start(len(layout.jobs), size)
-        results: list[JobResult] = []
-        try:
-            for attempt in range(1, POOL_ATTEMPTS + 1):
-                try:
-                    self._extend(results, layout, workers)
-                    break
-                except BrokenProcessPool as error:
-                    if attempt == POOL_ATTEMPTS or not isinstance(self._runner, str):
-                        raise WorkerDiedError.after(attempt) from error
-                    self.say(WorkerDiedError.AGAIN)
-        finally:
-            self._progress.finish()
-        return results
-
-    def _extend(self, results: list[JobResult], layout: Layout, workers: int) -> None:
-        """Write the blocks that have no result yet."""
-        with self._started(workers) as runner:
-            for result in self._results(layout, layout.jobs[len(results) :], workers, runner):
-                results.append(result)
-                self._progress.advance(result)
-
-    def _started(self, workers: int) -> AbstractContextManager[TaskRunner[Any]]:
-        return started(self._runner, workers) if isinstance(self._runner, str) else self._runner
-
-    def _results(
-        self, layout: Layout, jobs: Sequence[Job], workers: int, runner: TaskRunner[Any]
-    ) -> Iterator[JobResult]:
-        """Results in the order of the blocks; after a failure nothing new is submitted.
-
-        A kept result counts only while the block lies on disk as it was written: any other is written again.
-        """
-        kept = stages.write_block.with_options(result_storage=Path(layout.folder) / "results")
-        again = kept.with_options(refresh_cache=True)
-        waiting: deque[tuple[Job, PrefectFuture[dict[str, Any]]]] = deque()
-        for job in jobs:
-            task = BlockJob(layout.folder, job.number, layout.key, job.name)
-            done = done_before(layout, job) is not None
-            waiting.append((job, runner.submit(kept if done else again, {"job": task})))
-            if len(waiting) >= WINDOW * max(workers, 1):
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
+        """Stage 4: tasks of one or more blocks, on the runner."""
+        work = block_work(layout, workers)
+        self._logger.info("%d block(s), %d bytes, %d at a time", len(work.chunks), work.size, workers)
+        return Conducting(stages.write_blocks, self._runner, work, self._progress, self.say).results()
 
     def finish(self, plan: Plan, layout: Layout, results: list[JobResult]) -> int:
         """Stage 5."""
-        return stages.finish(_opaque(plan), _opaque(layout), _opaque(results))
+        return stages.finish(opaque(plan), opaque(layout), opaque(results))
 
     def publish(self, plan: Plan, report: ConcatReport) -> None:
         """Tell the report in the log, and show what was put together as an artifact."""
         for line in pipeline.report_lines(report):
             self.say(line)
-        try:
+        with dispensable("what was put together", self.say):
             stages.publish(plan, report)
-        except LOST as error:  # the output is whole: that the server has no table of it is no failure
-            self.say(f"The server was not told what was put together: {error}")
 
     def say(self, text: str) -> None:
         """Tell the user something."""
@@ -185,12 +94,20 @@ class PrefectCaller:
         self._progress.say(text)
 
 
-def _opaque(value: T) -> T:
-    """A parameter that Prefect passes on without looking inside."""
-    return cast(T, opaque(value))
+@dataclass(frozen=True)
+class Block:
+    """A block as `Conducting` takes it; its key is not that of the same range of any other output."""
+
+    number: int
+    key: str
+    name: str
 
 
-def _result(job: Job, future: PrefectFuture[dict[str, Any]]) -> JobResult:
-    """The record of a block's task, once it is done."""
-    result = replace(msgspec.convert(future.result(), JobResult), number=job.number)
-    return replace(result, reused=True) if future.state.name == "Cached" else result
+def block_work(layout: Layout, workers: int) -> Work[JobResult]:
+    """The blocks of an output. One counts as done only while it lies on disk as it was written."""
+    blocks = [Block(job.number, f"{layout.key}-{job.number}", job.name) for job in layout.jobs]
+    jobs = dict(zip((block.key for block in blocks), layout.jobs, strict=True))
+    folder, size = Path(layout.folder), sum(job.size for job in layout.jobs)
+    kept = Kept(JobResult, lambda key: done_before(layout, jobs[key]), folder / "results")
+    seconds = size / max(len(blocks), 1) / BLOCK_BYTES_PER_SECOND
+    return Work(blocks, size, PlanPlace(layout.folder), kept, workers, seconds)

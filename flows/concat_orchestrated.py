@@ -15,11 +15,9 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
+from prefect_cytotable.flows import calls, form
 from prefect_cytotable.flows import concat_conductor as conductor
-from prefect_cytotable.flows import form
 from prefect_cytotable.flows.connection import Connection
-from prefect_cytotable.flows.runners import may_be_elsewhere
-from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
 from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.places import check_storage_options
@@ -39,16 +37,8 @@ def concat(
         progress: Who hears of the progress.
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
-    call = conductor.Call(task_runner, Merges(arguments["merge"], arguments["uns_merge"]), progress)
-    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
-        try:
-            answer: str = concat_flow(**_plain(arguments), task_runner=call.runner_name)
-        except LOST as error:
-            if call.answer is None:
-                raise
-            progress.say(f"The output is whole, but the server was not told that the run is completed: {error}")
-            return call.answer
-        return answer
+    call = conductor.ConcatCall(task_runner, progress, merges=Merges(arguments["merge"], arguments["uns_merge"]))
+    return calls.run(call, concat_flow, _plain(arguments), connection)
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -56,19 +46,16 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     plain = dict(arguments)
     files = arguments["in_files"]
     if isinstance(files, Mapping):
-        plain["keys"], files = list(files), list(files.values())
-    elif arguments["keys"] is not None:
-        plain["keys"] = list(arguments["keys"])
+        plain["keys"], files = files.keys(), files.values()
     plain["in_files"] = [os.fspath(one) for one in files]
-    plain["out_file"] = os.fspath(arguments["out_file"])
     for name in ("merge", "uns_merge"):
         if callable(arguments[name]):
-            plain[name] = conductor.GIVEN
+            plain[name] = calls.GIVEN
     if arguments["storage_options"] is not None:
-        plain["storage_options"] = dict(check_storage_options(arguments["storage_options"]))
+        plain["storage_options"] = check_storage_options(arguments["storage_options"])
     fill = getattr(arguments["fill_value"], "item", lambda: arguments["fill_value"])()
     plain["fill_value"] = str(fill) if isinstance(fill, float) and not math.isfinite(fill) else fill
-    return plain
+    return calls.plain(plain)
 
 
 def _run_name() -> str:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows.running import (
-    EPHEMERAL,
-    HOW_TO_SERVE,
     Orchestration,
     checked_runner,
     orchestration,
@@ -28,15 +26,12 @@ def concat(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progre
     heard = progress or SilentBlocks()
     runner = checked_runner(task_runner)
     options, merges = make_options(**arguments)
-    where, connection = orchestration(runner)
     _require_anndata()
+    where, connection = orchestration(runner, heard.say)
     if where is not Orchestration.NONE:
         from prefect_cytotable.flows import concat_orchestrated  # Prefect takes 2 s to import
 
-        if where is Orchestration.EPHEMERAL:
-            heard.say(EPHEMERAL)
         return concat_orchestrated.concat(arguments, runner, heard, connection)
-    heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
     from prefect_cytotable.tasks.core.concat import local, pipeline  # anndata is an extra, and takes 1 s to import
 

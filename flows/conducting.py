@@ -13,25 +13,31 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
+from prefect.utilities.annotations import opaque as _opaque
 
 from prefect_cytotable.flows.runners import WorkerKind, killed_worker, kind_of, slots, started
 from prefect_cytotable.tasks.caching import BatchJob, batch_key, results_of
+from prefect_cytotable.tasks.core.concat.model import JobResult
 from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS
 from prefect_cytotable.tasks.core.model import ChunkResult
-from prefect_cytotable.tasks.core.progress import Progress
+from prefect_cytotable.tasks.core.progress import Listener
 from prefect_cytotable.tasks.core.store import Store
 from prefect_cytotable.tasks.core.work import PlanPlace
 
+T = TypeVar("T")
+Result = TypeVar("Result", ChunkResult, JobResult)
+
 ChunkTask = Task[[BatchJob], list[dict[str, Any]]]
-"""Does the chunks of a job in turn and gives their records (`ChunkResult`) as plain values."""
+"""Does the chunks of a job in turn and gives their records (`ChunkResult`, `JobResult`) as plain values."""
 
 WINDOW = 4
 """Tasks submitted ahead for each worker: enough to keep it busy, few enough to stop soon after a failure."""
@@ -74,22 +80,42 @@ class Piece(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class Kept(Generic[Result]):
+    """What is kept of chunks that are done.
+
+    Attributes:
+        record: The type of a chunk's record.
+        load: The record under a key, where what it tells of is whole and unaltered; None for any other.
+        results: Where Prefect keeps the results of tasks, if anywhere.
+    """
+
+    record: type[Result]
+    load: Callable[[str], Result | None]
+    results: Path | None
+
+
+def kept_in(store: Store) -> Kept[ChunkResult]:
+    """What a store keeps."""
+    return Kept(ChunkResult, store.load, results_of(store))
+
+
+@dataclass(frozen=True)
+class Work(Generic[Result]):
     """The chunks of a plan, and what doing them needs.
 
     Attributes:
         chunks: In the order of the results.
-        rows: Of all chunks together, for the progress.
+        size: Rows (of a concatenation: bytes) of all chunks together, for the progress.
         place: Where tasks find the plan.
-        store: Where the records and the parts of chunks that are done lie.
+        kept: The records of chunks that are done.
         workers: Chunks under way at once.
         seconds: What one chunk is estimated to take, in seconds.
     """
 
     chunks: Sequence[Piece]
-    rows: int
+    size: int
     place: PlanPlace
-    store: Store
+    kept: Kept[Result]
     workers: int
     seconds: float
 
@@ -121,15 +147,15 @@ def batch_name(batch: Sequence[Piece]) -> str:
 
 
 @dataclass(frozen=True)
-class _Submitted:
+class _Submitted(Generic[Result]):
     """A task under way; `done` has the records of its chunks where all were done before."""
 
     batch: Sequence[Piece]
-    done: tuple[ChunkResult, ...]
+    done: tuple[Result, ...]
     future: PrefectFuture[list[dict[str, Any]]]
 
 
-class Conducting:
+class Conducting(Generic[Result]):
     """Does the chunks of a plan as tasks, each chunk once.
 
     A chunk that is done when the run begins is not done again, however the batches are cut: its task finds the record
@@ -141,32 +167,31 @@ class Conducting:
         self,
         task: ChunkTask,
         runner: str | TaskRunner[Any],
-        work: Work,
-        progress: Progress,
+        work: Work[Result],
+        progress: Listener[Result],
         say: Callable[[str], None],
     ) -> None:
         """Nothing is done yet; `say` tells the user something."""
         self._runner = runner
-        self._work = work
-        self._progress = progress
+        self._work: Work[Result] = work
+        self._progress: Listener[Result] = progress
         self._say = say
-        self._results: list[ChunkResult] = []
+        self._results: list[Result] = []
         self._left: deque[Sequence[Piece]] | None = None
         self._before: dict[str, bool] = {}
-        self._folder = results_of(work.store)
-        if self._folder is not None:
-            self._kept = task.with_options(result_storage=self._folder)
+        if work.kept.results is not None:
+            self._kept = task.with_options(result_storage=work.kept.results)
             self._again = self._kept.with_options(refresh_cache=True)
         else:
             self._kept = self._again = task.with_options(persist_result=False, cache_policy=NO_CACHE)
 
-    def results(self) -> list[ChunkResult]:
+    def results(self) -> list[Result]:
         """Records of all chunks, in their order.
 
         Raises:
             WorkerDiedError: Worker processes were killed, more often than is tried again.
         """
-        self._progress.start(len(self._work.chunks), self._work.rows)
+        self._progress.start(len(self._work.chunks), self._work.size)
         try:
             for attempt in range(1, POOL_ATTEMPTS + 1):
                 try:
@@ -203,9 +228,9 @@ class Conducting:
         size = batch_size(len(chunks), workers, self._work.seconds, kind_of(self._runner))
         return (chunks[first : first + size] for first in range(0, len(chunks), size))
 
-    def _in_order(self, batches: Sequence[Sequence[Piece]], runner: TaskRunner[Any]) -> Iterator[list[ChunkResult]]:
+    def _in_order(self, batches: Sequence[Sequence[Piece]], runner: TaskRunner[Any]) -> Iterator[list[Result]]:
         """The records of each batch, in order; after a failure nothing new is submitted."""
-        waiting: deque[_Submitted] = deque()
+        waiting: deque[_Submitted[Result]] = deque()
         for batch in batches:
             waiting.append(self._submitted(batch, runner))
             while len(waiting) >= WINDOW * slots(runner, self._work.workers):
@@ -213,10 +238,11 @@ class Conducting:
         while waiting:
             yield self._records(waiting.popleft())
 
-    def _submitted(self, batch: Sequence[Piece], runner: TaskRunner[Any]) -> _Submitted:
+    def _submitted(self, batch: Sequence[Piece], runner: TaskRunner[Any]) -> _Submitted[Result]:
         """A batch given to the runner; what Prefect has kept of it counts only while every part of it is whole."""
-        found = [self._work.store.load(chunk.key) for chunk in batch] if self._folder is not None else []
-        for chunk, record in zip(batch, found, strict=self._folder is not None):
+        kept = self._work.kept
+        found = [kept.load(chunk.key) for chunk in batch] if kept.results is not None else []
+        for chunk, record in zip(batch, found, strict=kept.results is not None):
             self._before.setdefault(chunk.key, record is not None)
         done = tuple(record for record in found if record is not None)
         whole = len(done) == len(batch)
@@ -224,14 +250,19 @@ class Conducting:
         task = self._kept if whole else self._again
         return _Submitted(batch, done if whole else (), runner.submit(task, {"job": job}))
 
-    def _records(self, submitted: _Submitted) -> list[ChunkResult]:
+    def _records(self, submitted: _Submitted[Result]) -> list[Result]:
         """What a task gave. Of one that Prefect did not run, the records of the store, which were checked."""
         told = submitted.future.result()
         if submitted.future.state.name == "Cached":
-            records: Sequence[ChunkResult] = submitted.done
+            records: Sequence[Result] = submitted.done
         else:
-            records = msgspec.convert(told, list[ChunkResult])
+            records = [msgspec.convert(one, self._work.kept.record) for one in told]
         return [
             replace(record, number=chunk.number, reused=self._before.get(chunk.key, record.reused))
             for chunk, record in zip(submitted.batch, records, strict=True)
         ]
+
+
+def opaque(value: T) -> T:
+    """A parameter that Prefect passes on without looking inside."""
+    return cast(T, _opaque(value))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import opaque
-from prefect.utilities.urls import url_for
 
 from prefect_cytotable.flows import artifacts
-from prefect_cytotable.flows.conducting import Conducting, Work
-from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.calls import Call, begin, dispensable
+from prefect_cytotable.flows.conducting import Conducting, Work, kept_in, opaque
 from prefect_cytotable.flows.limits import within_limits
 from prefect_cytotable.flows.runners import clear_on_workers, may_be_elsewhere, started, uses_processes
-from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST, briefly, has_pages
+from prefect_cytotable.flows.running import profiled_if
+from prefect_cytotable.flows.session import briefly
 from prefect_cytotable.tasks import stages
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core import report as reports
@@ -45,59 +41,22 @@ from prefect_cytotable.tasks.core.returned import Returned, returned
 from prefect_cytotable.tasks.core.store import store_of
 from prefect_cytotable.tasks.core.work import PlanPlace, clear_cache
 
-T = TypeVar("T")
-
-GIVEN = "given"
-"""The flow parameter's value where the caller passed a TaskRunner object, which no parameter can hold."""
-
 CHUNK_BYTES_PER_SECOND = 160e6
 """How fast one worker does the projected memory of a chunk, in bytes: a wide plate in SQLite (see benchmarks/)."""
 
 
 @dataclass
-class Call:
-    """What a plain function call passes to the flow beside its parameters, and gets back beside its result.
+class ConvertCall(Call[Returned, ChunkResult]):
+    """What a plain function call and this flow tell each other; `report` is the answer in full."""
 
-    Attributes:
-        answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
-        report: The same in full.
-        begun: Called once the flow run has begun.
-    """
-
-    task_runner: str | TaskRunner[Any]
-    progress: Progress
-    answer: Returned | None = None
     report: Report | None = None
-    begun: Callable[[], None] | None = None
-
-    @property
-    def runner_name(self) -> str:
-        """The runner for the flow's parameter."""
-        return self.task_runner if isinstance(self.task_runner, str) else GIVEN
-
-
-_call: ContextVar[Call | None] = ContextVar("call", default=None)
-
-
-@contextmanager
-def passing(call: Call) -> Iterator[None]:
-    """Pass a runner and a listener to the flow that is called inside."""
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
 
 
 def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
     """The body of the flow."""
-    call = _call.get() or Call(task_runner, Silent())
-    if call.begun is not None:
-        call.begun()
-    if address := page():
-        call.progress.say(f"Flow run: {address}")
+    call = begin(ConvertCall(task_runner, Silent()))
     profile = arguments.pop("profile")
-    runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
+    runner = call.runner(task_runner)
     options = make_options(**arguments, shared_work=may_be_elsewhere(runner))
     with profiled_if(profile, "convert", call.progress.say):
         note_flow_run(str(flow_run.id))
@@ -106,12 +65,6 @@ def convert(arguments: dict[str, Any], task_runner: str) -> Returned:
             report = pipeline.run(options, PrefectCaller(runner, progress))
         call.report, call.answer = report, returned(report, options)
     return call.answer
-
-
-def page() -> str | None:
-    """Where a browser shows this flow run; nowhere for a server that ends with the run."""
-    address = url_for("flow-run", obj_id=str(flow_run.id)) if has_pages() else None
-    return without_password(address) if address else None
 
 
 class PrefectCaller:
@@ -131,7 +84,7 @@ class PrefectCaller:
 
     def gather(self, options: Options) -> Gathered:
         """Stage 1."""
-        return stages.gather(_opaque(options))
+        return stages.gather(opaque(options))
 
     def inspect(
         self,
@@ -141,25 +94,25 @@ class PrefectCaller:
         bad: tuple[Skipped, ...],
     ) -> Inspected:
         """Stage 2."""
-        return stages.inspect(_opaque(gathered), _opaque(options), _opaque(widened), _opaque(bad))
+        return stages.inspect(opaque(gathered), opaque(options), opaque(widened), opaque(bad))
 
     def plan(self, inspected: Inspected, options: Options) -> Plan:
         """Stage 3."""
-        return stages.plan(_opaque(inspected), _opaque(options))
+        return stages.plan(opaque(inspected), opaque(options))
 
     def convert(self, plan: Plan, place: PlanPlace) -> list[ChunkResult]:
         """Stage 4: tasks of one or more chunks, on the runner."""
         self._logger.info("%d chunk(s), about %d rows, %d at a time", len(plan.chunks), plan.rows, plan.workers)
-        work = Work(plan.chunks, plan.rows, place, store_of(plan.options), plan.workers, chunk_seconds(plan))
+        work = Work(plan.chunks, plan.rows, place, kept_in(store_of(plan.options)), plan.workers, chunk_seconds(plan))
         return Conducting(stages.convert_chunks, self._runner, work, self._progress, self.say).results()
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
-        return stages.write(_opaque(plan), _opaque(results), _opaque(report))
+        return stages.write(opaque(plan), opaque(results), opaque(report))
 
     def report(self, plan: Plan, results: Sequence[ChunkResult]) -> Report:
         """Stage 6."""
-        return stages.report(_opaque(plan), _opaque(results))
+        return stages.report(opaque(plan), opaque(results))
 
     def clear_cache(self, gathered: Gathered, options: Options) -> None:
         """Remove the copies of remote sources from this machine, and from those of a Dask cluster."""
@@ -174,21 +127,13 @@ class PrefectCaller:
             self._logger.info(line)
         for line in reports.lines(report):
             self._progress.say(line)
-        try:
-            with briefly():
-                artifacts.publish(report)
-        except LOST as error:  # the output is whole: that the server has no table of it is no failure
-            self.say(f"The server was not told the report: {error}")
+        with dispensable("the report", self.say), briefly():
+            artifacts.publish(report)
 
     def say(self, text: str) -> None:
         """Tell the user something."""
         self._logger.info(redact(text))
         self._progress.say(redact(text))
-
-
-def _opaque(value: T) -> T:
-    """A parameter that Prefect passes on without looking inside."""
-    return cast(T, opaque(value))
 
 
 def chunk_seconds(plan: Plan) -> float:

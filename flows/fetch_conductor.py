@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import opaque
-from prefect.utilities.urls import url_for
 
-from prefect_cytotable.flows.conducting import Conducting, Work
-from prefect_cytotable.flows.conductor import GIVEN
-from prefect_cytotable.flows.connection import without_password
+from prefect_cytotable.flows.calls import Call, begin, dispensable
+from prefect_cytotable.flows.conducting import Conducting, Work, kept_in, opaque
 from prefect_cytotable.flows.fetching import for_runner
 from prefect_cytotable.flows.limits import within_limits
-from prefect_cytotable.flows.running import checked_runner, profiled_if
-from prefect_cytotable.flows.session import LOST, briefly, has_pages
+from prefect_cytotable.flows.running import profiled_if
+from prefect_cytotable.flows.session import briefly
 from prefect_cytotable.tasks import fetch_stages
 from prefect_cytotable.tasks.core.memory.tracking import note_flow_run
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
@@ -34,49 +28,18 @@ from prefect_cytotable.tasks.core.soma.request import make_fetch_options
 from prefect_cytotable.tasks.core.store import LocalStore
 from prefect_cytotable.tasks.core.work import PlanPlace
 
-T = TypeVar("T")
-
 CHUNK_BYTES_PER_SECOND = 100e6
 """How fast one worker fetches rows, in bytes of Arrow memory, from a store on a local disk; others are slower."""
 
 
-@dataclass
-class FetchCall:
-    """What a plain function call passes to the flow beside its parameters, and gets back beside its result.
-
-    Attributes:
-        answer: What the flow's body gave, known also where the server was lost before the run's last state was told.
-    """
-
-    task_runner: str | TaskRunner[Any]
-    progress: Progress
-    answer: Fetched | None = None
-
-    @property
-    def runner_name(self) -> str:
-        """The runner for the flow's parameter."""
-        return self.task_runner if isinstance(self.task_runner, str) else GIVEN
-
-
-_call: ContextVar[FetchCall | None] = ContextVar("fetch_call", default=None)
-
-
-@contextmanager
-def passing(call: FetchCall) -> Iterator[None]:
-    """Pass a runner and a listener to the flow that is called inside."""
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
+class FetchCall(Call[Fetched, ChunkResult]):
+    """What a plain function call and this flow tell each other."""
 
 
 def fetch(arguments: dict[str, Any], task_runner: str) -> Fetched:
     """The body of the flow."""
-    call = _call.get() or FetchCall(task_runner, Silent())
-    if has_pages() and (address := url_for("flow-run", obj_id=str(flow_run.id))):
-        call.progress.say(f"Flow run: {without_password(address)}")
-    runner = checked_runner(call.task_runner if task_runner == GIVEN else task_runner)
+    call = begin(FetchCall(task_runner, Silent()))
+    runner = call.runner(task_runner)
     profile = arguments.pop("profile")
     options = for_runner(make_fetch_options(**arguments), runner)
     with profiled_if(profile, "fetch", call.progress.say), system_memory():
@@ -96,43 +59,35 @@ class PrefectFetcher:
 
     def plan(self, options: FetchOptions) -> FetchPlan:
         """Look at the table and decide."""
-        return fetch_stages.plan.with_options(task_run_name=f"plan {options.axis.value}")(_opaque(options))
+        return fetch_stages.plan.with_options(task_run_name=f"plan {options.axis.value}")(opaque(options))
 
     def stream(self, plan: FetchPlan) -> OutputFile:
         """The whole table to the destination, in this process: there is one reader of the store."""
         told = partial(streamed, progress=self._progress)
         task = fetch_stages.stream.with_options(task_run_name=f"fetch {plan.options.axis.value}")
-        return task(_opaque(plan), _opaque(told))
+        return task(opaque(plan), opaque(told))
 
     def fetch(self, plan: FetchPlan, place: PlanPlace) -> list[ChunkResult]:
         """Tasks of one or more chunks, on the runner."""
         self._logger.info("%d chunk(s), %d at a time", len(plan.chunks), plan.workers)
-        store = LocalStore(plan.options.work_dir)
-        work = Work(plan.chunks, plan.table.rows, place, store, plan.workers, chunk_seconds(plan))
+        kept = kept_in(LocalStore(plan.options.work_dir))
+        work = Work(plan.chunks, plan.table.rows, place, kept, plan.workers, chunk_seconds(plan))
         return Conducting(fetch_stages.fetch_chunks, self._runner, work, self._progress, self._say).results()
 
     def assemble(self, plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
         """The parts to the destination."""
-        return fetch_stages.assemble(_opaque(plan), _opaque(results))
+        return fetch_stages.assemble(opaque(plan), opaque(results))
 
     def publish(self, fetched: Fetched) -> None:
         """Tell the summary in the log, and show it as an artifact."""
         for line in pipeline.lines(fetched):
             self._say(line)
-        try:
-            with briefly():
-                fetch_stages.publish(fetched)
-        except LOST as error:  # the output is whole: that the server has no table of it is no failure
-            self._say(f"The server was not told the summary: {error}")
+        with dispensable("the summary", self._say), briefly():
+            fetch_stages.publish(fetched)
 
     def _say(self, text: str) -> None:
         self._logger.info(text)
         self._progress.say(text)
-
-
-def _opaque(value: T) -> T:
-    """A parameter that Prefect passes on without looking inside."""
-    return cast(T, opaque(value))
 
 
 def chunk_seconds(plan: FetchPlan) -> float:

@@ -5,19 +5,14 @@ As with `convert`, whatever the flow does lies in a module that travels by refer
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import fetch_conductor, form
+from prefect_cytotable.flows import calls, fetch_conductor, form
 from prefect_cytotable.flows.connection import Connection
-from prefect_cytotable.flows.runners import may_be_elsewhere
-from prefect_cytotable.flows.session import LOST, connected
-from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.soma.model import Fetched
 
@@ -30,24 +25,7 @@ def fetch(
 ) -> Fetched:
     """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
     call = fetch_conductor.FetchCall(task_runner, progress)
-    with connected(connection, may_be_elsewhere(task_runner)), fetch_conductor.passing(call):
-        try:
-            answer: Fetched = fetch_flow(**_plain(arguments), task_runner=call.runner_name)
-        except LOST as error:
-            if call.answer is None:
-                raise
-            progress.say(f"The output is whole, but the server was not told that the run is completed: {error}")
-            return call.answer
-        return answer
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as a server can store them."""
-    columns, profile = arguments["columns"], arguments["profile"]
-    kept = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in arguments.items()}
-    if isinstance(profile, Profiling):
-        kept["profile"] = asdict(profile)
-    return {**kept, "columns": columns if columns is None or isinstance(columns, str) else list(columns)}
+    return calls.run(call, fetch_flow, calls.plain(arguments), connection)
 
 
 def _run_name() -> str:

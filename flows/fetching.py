@@ -6,8 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows.running import (
-    EPHEMERAL,
-    HOW_TO_SERVE,
     Orchestration,
     checked_runner,
     orchestration,
@@ -31,15 +29,12 @@ def fetch(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progres
     runner = checked_runner(task_runner)
     profile = arguments.pop("profile")
     options = for_runner(make_fetch_options(**arguments), runner)
-    where, connection = orchestration(runner)
+    where, connection = orchestration(runner, heard.say)
     if where is not Orchestration.NONE:
         from prefect_cytotable.flows import fetch_flow  # Prefect takes 2 s to import: only where it runs the show
 
-        if where is Orchestration.EPHEMERAL:
-            heard.say(EPHEMERAL)
         answer: Fetched = fetch_flow.fetch(arguments | {"profile": profile}, runner, heard, connection)
         return answer
-    heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
     with profiled_if(profile, "fetch", heard.say), system_memory():
         return pipeline.run(options, LocalFetcher(Runner(runner), heard))

@@ -6,19 +6,13 @@ Prefect ships a flow to processes and Dask by value, with copies of this module'
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import conductor, form
+from prefect_cytotable.flows import calls, conductor, form
 from prefect_cytotable.flows.connection import Connection
-from prefect_cytotable.flows.runners import may_be_elsewhere
-from prefect_cytotable.flows.session import LOST, connected
-from prefect_cytotable.tasks.core.memory.model import Profiling
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.redact import redact
 from prefect_cytotable.tasks.core.returned import Returned
@@ -38,33 +32,8 @@ def convert(
         progress: Who hears of the progress.
         connection: The server to connect to; None where Prefect is connected, or starts a server itself.
     """
-    call = conductor.Call(task_runner, progress)
-    with connected(connection, may_be_elsewhere(task_runner)), conductor.passing(call):
-        try:
-            answer: Returned = convert_flow(**plain(arguments), task_runner=call.runner_name)
-        except LOST as error:
-            if call.answer is None:
-                raise
-            progress.say(f"The output is whole, but the server was not told that the run is completed: {error}")
-            return call.answer
-        return answer
-
-
-def plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as a server can store them."""
-    plain: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Profiling):
-            plain[name] = asdict(value)
-        elif isinstance(value, os.PathLike):
-            plain[name] = os.fspath(value)
-        elif isinstance(value, Mapping):
-            plain[name] = dict(value)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            plain[name] = list(value)
-        else:
-            plain[name] = value
-    return plain
+    call = conductor.ConvertCall(task_runner, progress)
+    return calls.run(call, convert_flow, calls.plain(arguments), connection)
 
 
 def _run_name() -> str:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import conductor, orchestrated
+from prefect_cytotable.flows.calls import Call, answered, begin, dispensable, plain
+from prefect_cytotable.flows.conductor import ConvertCall
+from prefect_cytotable.flows.orchestrated import convert_flow
 from prefect_cytotable.flows.reprocessing import settings_of
 from prefect_cytotable.flows.runners import may_be_elsewhere
-from prefect_cytotable.flows.running import checked_runner
 from prefect_cytotable.flows.session import LOST
 from prefect_cytotable.tasks.core.errors import AccountError
-from prefect_cytotable.tasks.core.model import Report
+from prefect_cytotable.tasks.core.model import ChunkResult, Report
 from prefect_cytotable.tasks.core.progress import Progress, Silent
 from prefect_cytotable.tasks.core.reprocess import run as runs
 from prefect_cytotable.tasks.core.reprocess import summary
@@ -32,39 +29,14 @@ LOGGED_PLATES = 20
 """Plates whose end is told in the log: beyond that failures alone."""
 
 
-@dataclass
-class PlatesCall:
-    """What a plain function call passes to the flow beside its parameters, and gets back beside its result."""
-
-    task_runner: str | TaskRunner[Any]
-    progress: Progress
-    answer: Reprocessed | None = None
-
-    @property
-    def runner_name(self) -> str:
-        """The runner for the flow's parameter."""
-        return self.task_runner if isinstance(self.task_runner, str) else conductor.GIVEN
-
-
-_call: ContextVar[PlatesCall | None] = ContextVar("plates_call", default=None)
-
-
-@contextmanager
-def passing(call: PlatesCall) -> Iterator[None]:
-    """Pass a runner and a listener to the flow that is called inside."""
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
+class PlatesCall(Call[Reprocessed, ChunkResult]):
+    """What a plain function call and this flow tell each other."""
 
 
 def reprocess(arguments: dict[str, Any], task_runner: str) -> Reprocessed:
     """The body of the flow."""
-    call = _call.get() or PlatesCall(task_runner, Silent())
-    if address := conductor.page():
-        call.progress.say(f"Flow run: {address}")
-    runner = checked_runner(call.task_runner if task_runner == conductor.GIVEN else task_runner)
+    call = begin(PlatesCall(task_runner, Silent()))
+    runner = call.runner(task_runner)
     settings, recipe, options = settings_of(arguments, may_be_elsewhere(runner))
     plates = ChildFlows(runner, call.progress)
     if arguments["dry_run"]:
@@ -92,13 +64,8 @@ class ChildFlows:
         """
         with _Turn(self._beginning) as turn:
             runner = self._runner if isinstance(self._runner, str) else self._runner.duplicate()
-            call = conductor.Call(runner, progress, begun=turn.over)
-            with conductor.passing(call):
-                try:
-                    orchestrated.convert_flow(**orchestrated.plain(arguments), task_runner=call.runner_name)
-                except LOST:
-                    if call.report is None:
-                        raise
+            call = ConvertCall(runner, progress, begun=turn.over)
+            answered(call, convert_flow, plain(arguments))
         if call.report is None:
             raise AccountError(f"The flow run of {plate} ended without a report. Please report this defect.")
         return call.report
@@ -113,14 +80,9 @@ class ChildFlows:
         for one in text:
             self._logger.info(one)
             self._progress.say(one)
-        try:
-            create_table_artifact(
-                table=summary.table(done, ARTIFACT_ROWS),
-                key="plates",
-                description="\n".join(f"- {one.strip()}" for one in text),
-            )
-        except LOST as error:  # the plates are done: that the server has no table of them is no failure
-            self._progress.say(f"The server was not told the table of plates: {error}")
+        description = "\n".join(f"- {one.strip()}" for one in text)
+        with dispensable("the table of plates", self._progress.say):
+            create_table_artifact(table=summary.table(done, ARTIFACT_ROWS), key="plates", description=description)
 
     def say(self, text: str) -> None:
         """Tell the user something; the log has the first lines, and all failures."""

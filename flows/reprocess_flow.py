@@ -10,11 +10,8 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.task_runners import TaskRunner
 
-from prefect_cytotable.flows import form, reprocess_conductor
+from prefect_cytotable.flows import calls, form, reprocess_conductor
 from prefect_cytotable.flows.connection import Connection
-from prefect_cytotable.flows.orchestrated import plain
-from prefect_cytotable.flows.runners import may_be_elsewhere
-from prefect_cytotable.flows.session import LOST, connected
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.reprocess.model import Reprocessed
 
@@ -27,15 +24,7 @@ def reprocess(
 ) -> Reprocessed:
     """Call the flow from a plain function call, with what a flow's parameters cannot hold passed beside them."""
     call = reprocess_conductor.PlatesCall(task_runner, progress)
-    with connected(connection, may_be_elsewhere(task_runner)), reprocess_conductor.passing(call):
-        try:
-            answer: Reprocessed = reprocess_flow(**plain(arguments), task_runner=call.runner_name)
-        except LOST as error:
-            if call.answer is None:
-                raise
-            progress.say(f"The plates are done, but the server was not told that the run is completed: {error}")
-            return call.answer
-        return answer
+    return calls.run(call, reprocess_flow, calls.plain(arguments), connection, "The plates are done")
 
 
 def _run_name() -> str:

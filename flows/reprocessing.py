@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from prefect_cytotable.flows.convert import convert
-from prefect_cytotable.flows.running import EPHEMERAL, HOW_TO_SERVE, Orchestration, checked_runner, orchestration
+from prefect_cytotable.flows.running import Orchestration, checked_runner, orchestration
 from prefect_cytotable.tasks.core import pipeline
 from prefect_cytotable.tasks.core.local import LocalCaller, Runner
 from prefect_cytotable.tasks.core.model import Options, Report
@@ -31,14 +31,11 @@ def reprocess(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], pro
         for line in summary.lines(done, dry_run=True):
             heard.say(line)
         return done
-    where, connection = orchestration(runner)
+    where, connection = orchestration(runner, heard.say)
     if where is not Orchestration.NONE:
         from prefect_cytotable.flows import reprocess_flow  # Prefect takes 2 s to import: only where it runs the show
 
-        if where is Orchestration.EPHEMERAL:
-            heard.say(EPHEMERAL)
         return reprocess_flow.reprocess(arguments, runner, heard, connection)
-    heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
     return runs.run(settings, recipe, options, LocalPlates(Runner(runner), heard))
 

@@ -53,15 +53,12 @@ def convert(arguments: dict[str, Any], task_runner: str | TaskRunner[Any], progr
     runner = checked_runner(task_runner)
     profile = arguments.pop("profile")
     options = make_options(**arguments)
-    where, connection = orchestration(runner)
+    where, connection = orchestration(runner, heard.say)
     if where is not Orchestration.NONE:
         from prefect_cytotable.flows import orchestrated  # Prefect takes 2 s to import: only where it runs the show
 
-        if where is Orchestration.EPHEMERAL:
-            heard.say(EPHEMERAL)
         answer: Returned = orchestrated.convert(arguments | {"profile": profile}, runner, heard, connection)
         return answer
-    heard.say(HOW_TO_SERVE)
     assert isinstance(runner, str)
     with profiled_if(profile, "convert", heard.say):
         report = pipeline.run(options, LocalCaller(Runner(runner), heard))
@@ -121,8 +118,8 @@ def checked_runner(task_runner: str | TaskRunner[Any]) -> str | TaskRunner[Any]:
     )
 
 
-def orchestration(runner: str | TaskRunner[Any]) -> tuple[Orchestration, Connection | None]:
-    """Who keeps the state, and the server to connect to.
+def orchestration(runner: str | TaskRunner[Any], say: Callable[[str], None]) -> tuple[Orchestration, Connection | None]:
+    """Who keeps the state, and the server to connect to; where there is none yet, the user is told so.
 
     A server, where one is configured or runs; the flow that this call is part of, which has its connection already.
     """
@@ -132,6 +129,7 @@ def orchestration(runner: str | TaskRunner[Any]) -> tuple[Orchestration, Connect
     if connection is not None:
         return Orchestration.SERVER, connection
     needs_prefect = not isinstance(runner, str) or runner not in list(Runner)
+    say(EPHEMERAL if needs_prefect else HOW_TO_SERVE)
     return (Orchestration.EPHEMERAL if needs_prefect else Orchestration.NONE), None
 
 

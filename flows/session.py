@@ -11,9 +11,7 @@ import httpx
 from prefect import context
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
-from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -24,6 +22,7 @@ from prefect.settings.legacy import Setting
 
 from prefect_cytotable.flows.connection import Connection, ServerUnreachableError
 from prefect_cytotable.flows.running import inside_flow
+from prefect_cytotable.flows.telling import LOST_SECONDS, is_behind, leave_others, tell_all
 from prefect_cytotable.flows.temporary import temporary_server
 
 ANSWER_SECONDS = 8.0
@@ -74,7 +73,7 @@ def connected(connection: Connection | None, elsewhere: bool = False) -> Iterato
         elif not inside_flow():
             server = stack.enter_context(temporary_server())
             stack.enter_context(_connected(server))
-            stack.callback(_tell_all)  # while it is there, and these settings name it
+            stack.callback(tell_all)  # while it is there
             stack.callback(_pages.reset, _pages.set(False))
         yield
 
@@ -84,17 +83,12 @@ def has_pages() -> bool:
     return _pages.get()
 
 
-def _tell_all() -> None:
-    """Send the server what was logged and what became of the tasks: both are told a little later than they happen."""
-    APILogWorker.instance().drain()
-    EventsWorker.drain_all()
-
-
 @contextmanager
 def _connected(connection: Connection) -> Iterator[None]:
     retries = min(PREFECT_CLIENT_MAX_RETRIES.value(), RETRIES)
     with _settings({PREFECT_API_URL: connection.url, PREFECT_CLIENT_MAX_RETRIES: retries}):
         _require_answer(connection)
+        leave_others(connection.url)
         try:
             yield
         except LOST as error:
@@ -103,6 +97,17 @@ def _connected(connection: Connection) -> Iterator[None]:
             if not str(error).startswith(_UNREACHED):
                 raise
             raise ServerUnreachableError.lost(connection, _cause(error.__cause__ or error)) from error
+        finally:
+            _end_soon(connection)
+
+
+def _end_soon(connection: Connection) -> None:
+    """Give up what a lost server was not told: this process could not end before each event was tried for long."""
+    if is_behind():
+        try:
+            _require_answer(connection)
+        except ServerUnreachableError:
+            tell_all(LOST_SECONDS)
 
 
 @contextmanager

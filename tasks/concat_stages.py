@@ -13,17 +13,15 @@ import msgspec
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
-from prefect_cytotable.tasks.concat_caching import BlockJob, ByBlock
+from prefect_cytotable.tasks.caching import BatchJob, ByChunkKeys
 from prefect_cytotable.tasks.core.concat import pipeline
 from prefect_cytotable.tasks.core.concat import plan as planning
 from prefect_cytotable.tasks.core.concat import prepare as preparing
 from prefect_cytotable.tasks.core.concat.model import ConcatReport, Input, JobResult, Layout, Options, Plan
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.work import write_job
-from prefect_cytotable.tasks.core.work import ATTEMPTS
-from prefect_cytotable.tasks.stages import failure_may_pass
+from prefect_cytotable.tasks.core.concat.work import write_jobs
+from prefect_cytotable.tasks.stages import PATIENT
 
 
 @task(task_run_name="look", cache_policy=NO_CACHE, persist_result=False)
@@ -46,17 +44,14 @@ def prepare(planned: Plan, merges: Merges, folder: Path) -> Layout:
 
 @task(
     task_run_name="{job.name}",
-    cache_policy=ByBlock(),
+    cache_policy=ByChunkKeys(),
     persist_result=True,
     result_serializer="json",
-    retries=ATTEMPTS - 1,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=failure_may_pass,
+    **PATIENT,
 )
-def write_block(job: BlockJob) -> dict[str, Any]:
-    """Stage 4: one block. Gives its record (`JobResult`) as plain values."""
-    result: dict[str, Any] = msgspec.to_builtins(write_job(job.folder, job.number))
+def write_blocks(job: BatchJob) -> list[dict[str, Any]]:
+    """Stage 4: some blocks, in turn. Gives their records (`JobResult`) as plain values."""
+    result: list[dict[str, Any]] = msgspec.to_builtins(write_jobs(job.place.path, job.numbers))
     return result
 
 

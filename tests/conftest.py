@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
+from waiting import clear, without_server
 
 from prefect_cytotable.flows import convert
+
+if TYPE_CHECKING:
+    from servers import Served
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("CYTOTABLE_SAMPLES") or ROOT.parent / "shared" / "data")
@@ -48,17 +52,6 @@ def samples() -> Path:
     return SAMPLES
 
 
-@contextmanager
-def without_server(home: Path) -> Iterator[None]:
-    """An environment in which no Prefect server is configured and no user's settings are seen."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_API_KEY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("PREFECT_HOME", str(home / "prefect"))
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "cytotable"))
-        yield
-
-
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
     """Converts in this process and gives the table; of a folder that was written, its files by relative path."""
@@ -74,6 +67,71 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa.Table]:
         return pq.read_table(dest)
 
     return converted
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
+    clear(monkeypatch, "PREFECT_", "CYTOTABLE_", "ARROW_", "AWS_")
+    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# What the next two import imports Prefect, which must not happen before `pytest_configure`.
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for the tests of one file: a longer one would be found by runs of other tests."""
+    from servers import serving
+
+    with serving(tmp_path_factory.mktemp("served")) as one:
+        yield one
+
+
+@pytest.fixture
+def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """This process finds the server as our own, by its state file; relative paths lie in `tmp_path`."""
+    from servers import found_by_state
+
+    monkeypatch.chdir(tmp_path)
+    with found_by_state(served, monkeypatch):
+        yield served
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a small Dask cluster that somebody else has started."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+    ) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of so many KiB, where this system lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = False
+
+    def sized(kib: int) -> Path:
+        nonlocal made
+        option = f"size={kib}k" + (",remount" if made else "")
+        done = shutil.which("mount") and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
+        )
+        if not done or done.returncode:
+            pytest.skip("a small file system cannot be made here")
+        made = True
+        return place
+
+    yield sized
+    if made:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 LONG = (

@@ -6,7 +6,7 @@ import csv
 import inspect
 import random
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -176,3 +176,11 @@ def inspect_source(source: Path, **arguments: Any) -> Inspected:
 def plan_source(source: Path, **arguments: Any) -> Plan:
     chosen = options(source, **arguments)
     return plan(inspected(gather(chosen), chosen), chosen)
+
+
+def edited(path: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
+    """Change the rows of a CSV file, its header among them; its time is that of the change."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(change(rows))

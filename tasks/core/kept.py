@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
+from prefect_cytotable.tasks.core.locks import is_held, lock
 from prefect_cytotable.tasks.core.places import cache
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
-from prefect_cytotable.tasks.core.store import LocalStore, is_held, lock
+from prefect_cytotable.tasks.core.store import LocalStore
 
 
 @dataclass(frozen=True)

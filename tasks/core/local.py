@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
 
@@ -13,7 +10,6 @@ from prefect_cytotable.tasks.core import gather as gathering
 from prefect_cytotable.tasks.core import inspection, output
 from prefect_cytotable.tasks.core import plan as planning
 from prefect_cytotable.tasks.core import report as reports
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.formats import Begun
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
@@ -26,7 +22,7 @@ from prefect_cytotable.tasks.core.model import (
     Report,
     Skipped,
 )
-from prefect_cytotable.tasks.core.processes import end_with_run
+from prefect_cytotable.tasks.core.pool import Pool
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS as POOL_ATTEMPTS
 from prefect_cytotable.tasks.core.runner import Runner as Runner
@@ -69,7 +65,7 @@ class LocalCaller:
         results: dict[int, ChunkResult] = {}
         self._begun = output.begin_output(plan)
         try:
-            for result in self._results(plan, place, results):
+            for result in self._results(plan, place):
                 results[result.number] = result
                 self._progress.advance(result)
                 self._copy_ahead(results)
@@ -96,25 +92,13 @@ class LocalCaller:
             self._begun.discard()
         self._begun = None
 
-    def _results(self, plan: Plan, place: PlanPlace, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
+    def _results(self, plan: Plan, place: PlanPlace) -> Iterator[ChunkResult]:
         if (plan.workers == 1 and not self.processes) or len(plan.chunks) == 1:
             for chunk in plan.chunks:
                 yield convert_job_with_retries(place, chunk.number)
             return
-        for attempt in range(1, POOL_ATTEMPTS + 1):
-            waiting = [chunk.number for chunk in plan.chunks if chunk.number not in done]
-            try:
-                yield from _pooled(self._pool(plan.workers), place, waiting)
-                return
-            except BrokenProcessPool as error:
-                if attempt == POOL_ATTEMPTS:
-                    raise WorkerDiedError.after(attempt) from error
-                self._progress.say(WorkerDiedError.AGAIN)
-
-    def _pool(self, workers: int) -> Executor:
-        if not self.processes:
-            return ThreadPoolExecutor(workers, thread_name_prefix="chunk")
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
+        pool = Pool(plan.workers, self.processes, self._progress.say)
+        yield from pool.results(convert_job_with_retries, place, range(len(plan.chunks)))
 
     def write(self, plan: Plan, results: Sequence[ChunkResult], report: Report) -> tuple[OutputFile, ...]:
         """Stage 5."""
@@ -140,15 +124,3 @@ class LocalCaller:
     def say(self, text: str) -> None:
         """Tell the user something."""
         self._progress.say(text)
-
-
-def _pooled(pool: Executor, place: PlanPlace, numbers: list[int]) -> Iterator[ChunkResult]:
-    """Results as they are done; after a failure nothing new is begun."""
-    try:
-        futures: list[Future[ChunkResult]] = [
-            pool.submit(convert_job_with_retries, place, number) for number in numbers
-        ]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

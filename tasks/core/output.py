@@ -25,6 +25,7 @@ from prefect_cytotable.tasks.core.model import (
 from prefect_cytotable.tasks.core.places import Entry, Places, is_remote
 from prefect_cytotable.tasks.core.places.base import in_parallel
 from prefect_cytotable.tasks.core.places.files import TEMPORARY
+from prefect_cytotable.tasks.core.replacing import move_in, put_back
 from prefect_cytotable.tasks.core.sources.registry import DATABASES
 from prefect_cytotable.tasks.core.store import Store, discard, scratch, store_of
 
@@ -140,7 +141,7 @@ def write_output(
         if is_remote(destination):
             _upload(plan.options, temporary)
         else:
-            _into_place(plan.options, temporary, Path(destination))
+            move_in(temporary, Path(destination), _previous(plan.options))
     finally:
         discard(temporary)
         discard(copies)
@@ -256,29 +257,8 @@ def restore_previous(options: Options) -> bool:
     """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
     if is_remote(options.destination):
         return False
-    destination, old = Path(options.destination), _previous(options)
-    if not os.path.lexists(old):
-        return False
-    if os.path.lexists(destination):
-        discard(old)
-        return False
-    old.rename(destination)
-    return True
+    return put_back(Path(options.destination), _previous(options))
 
 
 def _previous(options: Options) -> Path:
     return scratch(options) / "previous"
-
-
-def _into_place(options: Options, temporary: Path, destination: Path) -> None:
-    if os.path.lexists(destination) and (destination.is_dir() or temporary.is_dir()):
-        old = _previous(options)
-        destination.rename(old)
-        try:
-            temporary.rename(destination)
-        except BaseException:
-            old.rename(destination)
-            raise
-        discard(old)
-    else:
-        temporary.replace(destination)

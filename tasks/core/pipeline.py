@@ -19,6 +19,7 @@ from prefect_cytotable.tasks.core.budget import DUCKDB_CACHE, projected, show_by
 from prefect_cytotable.tasks.core.errors import AccountError, BadSourceError, DiskSpaceError
 from prefect_cytotable.tasks.core.gather import refuse_if_wanted
 from prefect_cytotable.tasks.core.inspection import unreadable
+from prefect_cytotable.tasks.core.locks import in_use, lock
 from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import (
     ChunkResult,
@@ -37,7 +38,7 @@ from prefect_cytotable.tasks.core.output import check_destination, restore_previ
 from prefect_cytotable.tasks.core.plan import check_disk
 from prefect_cytotable.tasks.core.report_page import with_page
 from prefect_cytotable.tasks.core.schema import widest
-from prefect_cytotable.tasks.core.store import Store, in_use, lock, scratch, store_at, store_of
+from prefect_cytotable.tasks.core.store import Store, scratch, store_at, store_of
 from prefect_cytotable.tasks.core.work import PlanPlace
 
 

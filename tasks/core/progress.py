@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from prefect_cytotable.tasks.core.model import ChunkResult
 
@@ -14,24 +14,31 @@ LINE_SECONDS = 10.0
 REDRAW_SECONDS = 0.1
 
 
-class Progress(Protocol):
-    """Hears of a run's progress."""
+Result = TypeVar("Result", contravariant=True)
+
+
+class Listener(Protocol[Result]):
+    """Hears of a run's progress, in results of its pieces."""
 
     def say(self, text: str) -> None:
         """A message."""
         ...
 
     def start(self, chunks: int, rows: int) -> None:
-        """So many chunks, and about so many rows of the base compartment, are to be converted."""
+        """So many chunks, with about so many rows of the base compartment, or bytes of AnnData, are to be done."""
         ...
 
-    def advance(self, result: ChunkResult) -> None:
+    def advance(self, result: Result) -> None:
         """One chunk more is done."""
         ...
 
     def finish(self) -> None:
         """All chunks are done, or the run ends early."""
         ...
+
+
+Progress = Listener[ChunkResult]
+"""Hears of the progress of a run whose pieces are chunks of rows."""
 
 
 class Silent:

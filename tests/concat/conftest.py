@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
+from waiting import clear
 
 
 @pytest.fixture(scope="module")
@@ -12,8 +11,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> object:
     """No server, no profile and no settings of the person who runs the tests."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_", "CYTOTABLE_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "state"))
         patch.setenv("PREFECT_HOME", str(home / "prefect"))
         yield None

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import zarr
 from concat_objects import assert_same, expected, read
-from test_concat_runs import SMALL, Ear, made
+from ears import Ear
+from test_concat_runs import SMALL, made
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from prefect_cytotable.flows.concat import concat

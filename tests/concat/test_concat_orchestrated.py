@@ -3,110 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
+import psutil
 import pytest
 from concat_objects import assert_same, expected, read
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from test_concat_runs import SMALL, Ear, listing, made
+from ears import Ear
+from servers import Served
+from test_concat_runs import SMALL, listing, made
+from waiting import SECONDS
 
-from prefect_cytotable.flows import server
 from prefect_cytotable.flows.concat import concat
+from prefect_cytotable.tasks.core.concat.model import JobResult
+from prefect_cytotable.tasks.core.errors import WorkerDiedError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
-
-SECONDS = 240.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives, once it gives something."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-class Served:
-    """The server, and what it knows of a run."""
-
-    def __init__(self, url: str, client: SyncPrefectClient, home: Path) -> None:
-        self.url, self.client, self.home = url, client, home
-
-    def run_of(self, told: list[str]) -> FlowRun:
-        """The flow run whose address was told."""
-        found = re.search(r"/runs/flow-run/([0-9a-f-]{36})", "\n".join(told))
-        assert found is not None, told
-        return self.client.read_flow_run(UUID(found[1]))
-
-    def states(self, run: FlowRun, count: int) -> dict[str, str]:
-        """The states of its tasks by name, once so many have ended."""
-
-        def ended() -> dict[str, str] | None:
-            tasks = self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-            found = {one.name: str(one.state.name) for one in tasks if one.state and one.state.is_final()}
-            return found if len(found) >= count else None
-
-        states: dict[str, str] = until(ended)
-        return states
-
-
-@pytest.fixture(scope="module")
-def server_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for the module."""
-    folder = tmp_path_factory.mktemp("served")
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-        state = server.start(port, home=folder / "server", timeout=SECONDS)
-        try:
-            with temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"}):
-                with get_client(sync_client=True) as client:
-                    yield Served(state.url, client, folder / "user")
-                APILogWorker.instance().drain()
-                EventsWorker.drain_all()
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def served(server_of_the_module: Served) -> Iterator[Served]:
-    """This process finds the server as our own, by its state file, so that every thread and process does."""
-    with temporary_settings({PREFECT_HOME: server_of_the_module.home}, restore_defaults={PREFECT_API_URL}):
-        yield server_of_the_module
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a small Dask cluster that somebody else has started."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-    ) as started:
-        yield started.scheduler_address
 
 
 @pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
 def test_a_flow_run_with_a_task_for_each_block(
-    runner: str, served: Served, tmp_path: Path, request: pytest.FixtureRequest
+    runner: str, here: Served, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     runner = request.getfixturevalue("cluster") if runner == "dask" else runner
     inputs = made(tmp_path / "in", format="zarr")
@@ -121,7 +42,7 @@ def test_a_flow_run_with_a_task_for_each_block(
     assert_same(read(out), expected([read(path) for path in inputs], keys=list("abc"), **arguments))
     assert listing(tmp_path) == ["in", "out.h5ad"]
 
-    run = served.run_of(ear.said)
+    run = here.flow_run(ear.text)
     assert run.name == "3 files to out.h5ad"
     assert run.state is not None
     assert run.state.name == "Completed"
@@ -130,11 +51,14 @@ def test_a_flow_run_with_a_task_for_each_block(
         "nan",
         "given",
     )
-    states = served.states(run, 4 + ear.blocks)
+    states = here.states(run, 4 + ear.chunks)
     assert {"look", "plan", "prepare", "finish"} < set(states)
-    assert sum(name.startswith("X, rows ") for name in states) == ear.blocks
+    assert sum(name.startswith("X, rows ") for name in states) == ear.chunks
     assert set(states.values()) == {"Completed"}
 
+
+SIZE = 240
+"""Rows of an input, with which the output is fifteen blocks: with one worker five tasks, with two workers fifteen."""
 
 KILLED = """
 import os, signal, sys
@@ -147,16 +71,16 @@ class Deadly:
     def advance(self, result):
         self.done += 1
         if self.done == 2: os.kill(os.getpid(), signal.SIGKILL)
-concat(sys.argv[2:], sys.argv[1], join="outer", max_loaded_elems=500, task_runner="sequential", progress=Deadly())
+concat(sys.argv[2:], sys.argv[1], join="outer", max_loaded_elems=500, workers=1, progress=Deadly())
 """
 
 
-def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(here: Served, tmp_path: Path) -> None:
     assert SMALL == 500
-    inputs = made(tmp_path / "in")
+    inputs = made(tmp_path / "in", size=SIZE)
     out = tmp_path / "out.h5ad"
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("PREFECT_")}
-    environment |= {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(served.home)}
+    environment |= {"PREFECT_API_URL": here.url, "PREFECT_HOME": str(here.home)}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(out), *map(str, inputs)],
         env=environment,
@@ -166,11 +90,50 @@ def test_a_killed_run_goes_on_where_it_stopped(served: Served, tmp_path: Path) -
         text=True,
     )
     assert killed.returncode == -9, killed.stderr
-    done = {path.stem for path in tmp_path.glob(".out*/concat-*/records/*.json")}
-    assert len(done) >= 2
-    ear = Ear()
-    concat(inputs, out, join="outer", max_loaded_elems=SMALL, progress=ear)
-    assert {one.record for one in ear.results if one.reused} == done
+    done = {path.stem for path in tmp_path.glob(".out*/concat-*/records/[0-9]*.json")}  # no temporary one
+    assert 3 <= len(done) < 15  # those of the first task, and some that were done meanwhile
+    (left,) = tmp_path.glob(".out*")
+    shutil.copytree(left, tmp_path / "aside")
+
+    again = Ear()
+    concat(inputs, out, join="outer", max_loaded_elems=SMALL, workers=1, progress=again)
+    assert {one.record for one in again.results if one.reused} == done
     assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
-    states = served.states(served.run_of(ear.said), 3 + ear.blocks)  # nothing is prepared again
-    assert sum(state == "Cached" for state in states.values()) >= 2
+    states = here.states(here.flow_run(again.text), 3 + 5)  # nothing is prepared again
+    assert "Cached" in states.values()
+    assert sum("(3 chunks)" in name for name in states) == 5
+
+    out.unlink()
+    (tmp_path / "aside").rename(left)
+    other = Ear()  # cut into other tasks, none of which Prefect knows: the blocks that are done are found all the same
+    concat(inputs, out, join="outer", max_loaded_elems=SMALL, workers=2, progress=other)
+    assert {one.record for one in other.results if one.reused} == done
+    assert [one.number for one in other.results] == list(range(15))
+    assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
+    assert set(here.states(here.flow_run(other.text), 3 + 15).values()) == {"Completed"}
+
+
+class Killer(Ear):
+    """Kills a worker process of the run once three blocks are done."""
+
+    def start(self, chunks: int, rows: int) -> None:
+        super().start(chunks, rows)
+        self.others = psutil.Process().children(recursive=True)  # the cluster of another test is not meant
+
+    def advance(self, result: JobResult) -> None:
+        super().advance(result)
+        if len(self.results) == 3:
+            ours = (one for one in psutil.Process().children(recursive=True) if one not in self.others)
+            next(one for one in ours if "spawn_main" in " ".join(one.cmdline())).kill()
+
+
+def test_a_worker_that_is_killed_is_told_and_costs_its_blocks_alone(here: Served, tmp_path: Path) -> None:
+    inputs = made(tmp_path / "in", size=SIZE)
+    ear = Killer()
+    arguments: dict[str, Any] = {"join": "outer", "max_loaded_elems": SMALL, "task_runner": "process", "workers": 2}
+    out = concat(inputs, tmp_path / "out.h5ad", progress=ear, **arguments)
+    assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
+    assert WorkerDiedError.AGAIN in ear.said
+    assert [one.number for one in ear.results] == list(range(15))
+    assert not any(one.reused for one in ear.results)  # what this run has done itself was not done before
+    assert listing(tmp_path) == ["in", "out.h5ad"]

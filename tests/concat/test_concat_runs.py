@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import zarr
 from concat_objects import assert_same, expected, read, write
+from ears import Ear
 from old_layout import as_of_0_7
 from scipy import sparse
 
@@ -44,26 +45,6 @@ pytestmark = pytest.mark.usefixtures("alone")
 SECONDS = 120.0
 SMALL = 500
 """`max_loaded_elems` that makes many blocks of little data."""
-
-
-class Ear:
-    """Progress that remembers."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[JobResult] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        self.blocks = chunks
-
-    def advance(self, result: JobResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        pass
 
 
 def made(folder: Path, kind: str = "dense", count: int = 3, size: int = 60, format: str = "h5ad") -> list[Path]:
@@ -114,7 +95,7 @@ def test_every_runner_gives_the_same(kind: str, format: str, tmp_path: Path) -> 
             progress=ear,
         )
         assert_same(read(out), wanted)
-        assert len(ear.results) == ear.blocks >= 4
+        assert len(ear.results) == ear.chunks >= 4
     assert sorted(set(listing(tmp_path)) - {"in"}) == sorted(path.name for path in tmp_path.glob(f"*.{format}"))
 
 
@@ -399,7 +380,7 @@ def test_a_killed_run_goes_on_where_it_stopped(kind: str, format: str, tmp_path:
     ear = Ear()
     concat(inputs, out, join="outer", max_loaded_elems=SMALL, progress=ear)
     assert {one.record for one in ear.results if one.reused} == {first}
-    assert ear.said[-1].startswith(f"{ear.blocks} block(s), 1 of them done before")
+    assert ear.said[-1].startswith(f"{ear.chunks} block(s), 1 of them done before")
     assert_same(read(out), expected([read(path) for path in inputs], join="outer"))
     assert listing(tmp_path) == ["in", out.name]
 

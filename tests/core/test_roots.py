@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import clear
 
 from prefect_cytotable.flows import convert, plan, reprocess
 from prefect_cytotable.flows.concat import concat
@@ -36,8 +37,7 @@ SHAPE = PlateShape(wells=1, sites=2, cells=4)
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No server, no roots and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, "PREFECT_")
     monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -14,9 +14,10 @@ from small import plan_source, tables, write_csv
 
 from prefect_cytotable.tasks.core.chunk import convert_chunk
 from prefect_cytotable.tasks.core.errors import DestinationBusyError
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.model import ChunkResult, Plan
 from prefect_cytotable.tasks.core.places.files import whole
-from prefect_cytotable.tasks.core.store import LocalStore, load_plan, lock, neighbour
+from prefect_cytotable.tasks.core.store import LocalStore, load_plan, neighbour
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_the_second_run_to_a_destination_is_refused(tmp_path: Path, run) -> None
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     folder = neighbour(tmp_path / "out.parquet")
     code = (
-        "import sys; from pathlib import Path; from prefect_cytotable.tasks.core.store import lock\n"
+        "import sys; from pathlib import Path; from prefect_cytotable.tasks.core.locks import lock\n"
         "with lock(Path(sys.argv[1]), 'out'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder)]

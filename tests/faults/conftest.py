@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_tools import FORTY, ROWS, SQLITE, Ear, Place, Served, connected_to, free_port
-from prefect.client.orchestration import get_client
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from ears import Ear
+from fault_tools import FORTY, ROWS, SQLITE, Place, Served, connected_to
+from servers import serving
 
 from prefect_cytotable.flows import plan
 from prefect_cytotable.tasks.core.demo import tables, write_sqlite
@@ -27,19 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server for the tests of one file: a longer one would be found by runs of other tests."""
-    folder = tmp_path_factory.mktemp("served")
-    port = free_port()
-    settings = {PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_HOME: folder / "user"}
-    with temporary_settings(settings), get_client(sync_client=True) as client:
-        one = Served(port, folder, client)
-        one.start()
-        try:
-            yield one
-            APILogWorker.instance().drain()
-            EventsWorker.drain_all()
-        finally:
-            one.stop()
+    """The server of one file, to be stopped and started."""
+    with serving(tmp_path_factory.mktemp("served")) as one:
+        yield Served(one.url, one.folder, one.client)
 
 
 @pytest.fixture(scope="session")

@@ -6,30 +6,29 @@ import os
 import random
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import msgspec
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
+import servers
+from ears import Ear
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from waiting import SECONDS, clear, until
 
 from prefect_cytotable.flows import convert, server
 from prefect_cytotable.tasks.core.demo import PlateShape
-from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.store import TEMPORARY, LocalStore
 
 SQLITE = "cellprofiler_sqlite"
@@ -37,77 +36,23 @@ FORTY = PlateShape(wells=22, sites=2, cells=8, seed=9)
 ROWS = 12
 """Rows of a chunk: with these, the plate is forty chunks of one or two images."""
 
-SECONDS = 240.0
-"""How long anything is waited for; each takes a few seconds on a machine that does nothing else."""
-
 SEED = os.environ.get("CYTOTABLE_FAULT_SEED", "20")
 MOMENTS = int(os.environ.get("CYTOTABLE_FAULT_MOMENTS", "0"))
 """Moments at which each kind of run is killed; 0 is the test suite's own small share."""
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def until(condition: Callable[[], Any], pause: float = 0.05) -> Any:
-    """What the condition gives, once it gives something."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(pause)
-    return found
-
-
-class Ear:
-    """Progress that remembers what was said and what each chunk became."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[ChunkResult] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        """Nothing."""
-
-    def advance(self, result: ChunkResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        """Nothing."""
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
-
-    @property
-    def reused(self) -> set[str]:
-        """The keys of the chunks that were not converted."""
-        return {one.key for one in self.results if one.reused}
-
-
 # --- a server -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server, its folder, and its settings that a process shall find or not find."""
-
-    port: int
-    folder: Path
-    client: SyncPrefectClient
+class Served(servers.Served):
+    """A server that can be stopped and started again."""
 
     @property
-    def url(self) -> str:
-        return f"http://{server.HOST}:{self.port}/api"
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2].removesuffix("/api"))
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start it again."""
         with self.state():
             server.start(self.port, home=self.folder / "server", timeout=SECONDS)
 
@@ -118,16 +63,9 @@ class Served:
     @contextmanager
     def state(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-                patch.delenv(name)
+            clear(patch, "PREFECT_")
             patch.setenv("PREFECT_CYTOTABLE_HOME", str(self.folder / "state"))
             yield
-
-    def flow_run(self, told: str) -> FlowRun:
-        """The flow run whose address was told."""
-        address = re.search(r"Flow run: \S+/runs/flow-run/([0-9a-f-]{36})", told)
-        assert address is not None, told
-        return self.client.read_flow_run(UUID(address[1]))
 
     def chunk_states(self, run: FlowRun, chunks: int) -> dict[str, str]:
         """The states of the tasks that did so many chunks, by their names; they are recorded after the run's own."""
@@ -144,7 +82,7 @@ class Served:
             ended = all(state in ("Completed", "Cached") for state in states.values())
             return states if ended and sum(map(chunks_named, states)) == chunks else None
 
-        states: dict[str, str] = until(recorded, 0.3)
+        states: dict[str, str] = until(recorded, pause=0.3)
         return states
 
 
@@ -169,8 +107,7 @@ def environment(folder: Path, url: str | None) -> dict[str, str]:
 def connected_to(served: Served | None, folder: Path) -> Iterator[None]:
     """This process finds that server inside as our own, by its state file, or none."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_", "CYTOTABLE_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(served.folder / "state" if served else folder / "nothing"))
         home = served.folder / "user" if served else folder / "home"
         with temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}):
@@ -277,7 +214,7 @@ def kill(place: Place, moment: Moment) -> bool:
     """Begin the conversion and kill it at that moment; whether it still ran. Its workers end with it."""
     process = place.begun()
     try:
-        until(lambda: process.poll() is not None or len(place.records()) >= moment.done, 0.003)
+        until(lambda: process.poll() is not None or len(place.records()) >= moment.done, pause=0.003)
         time.sleep(moment.seconds)
         running = process.poll() is None
         children = psutil.Process(process.pid).children(recursive=True) if running else []

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ears import Ear
 from fault_line import Line
-from fault_tools import MOMENTS, SQLITE, Ear, Place, Served, environment, free_port, whole_chunks
+from fault_tools import MOMENTS, SQLITE, Place, Served, environment, whole_chunks
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 from small import plan_source, tables, write_sqlite
+from waiting import free_port
 
 from prefect_cytotable.flows import session
 from prefect_cytotable.flows.connection import Connection, Origin
@@ -166,13 +168,13 @@ def test_a_request_is_repeated_for_half_a_minute_at_most(served: Served) -> None
 
 def test_a_slow_server(served: Served, plate: Path, undisturbed: bytes, tmp_path: Path) -> None:
     with Line(served.port, delay=0.25) as line:
-        slow = Served(line.port, served.folder, served.client)
+        slow = Served(f"http://127.0.0.1:{line.port}/api", served.folder, served.client)
         place = Place(plate, tmp_path, "concurrent", slow)
         process = place.begun()
         assert process.wait(240) == 0, place.log.read_text()
         assert line.answers > 5
     assert place.out.read_bytes() == undisturbed
-    assert served.flow_run(place.log.read_text()).state_name == "Completed"
+    assert slow.flow_run(place.log.read_text()).state_name == "Completed"
 
 
 # --- the database -------------------------------------------------------------------------------------------
@@ -236,29 +238,6 @@ def test_a_task_that_is_tried_again_does_only_what_failed(tmp_path: Path, monkey
 
 
 # --- the disk -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many KiB, where this system lets us make one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = False
-
-    def sized(kib: int) -> Path:
-        nonlocal made
-        option = f"size={kib}k" + (",remount" if made else "")
-        done = shutil.which("mount") and subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
-        )
-        if not done or done.returncode:
-            pytest.skip("a small file system cannot be made here")
-        made = True
-        return place
-
-    yield sized
-    if made:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.parametrize("runner", ["concurrent", *SLOW, "dask"] if MOMENTS else SLOW)

@@ -14,19 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_tools import (
-    MOMENTS,
-    SEED,
-    Ear,
-    Moment,
-    Place,
-    Served,
-    copy_database,
-    kept_batches,
-    kill,
-    moments,
-    whole_chunks,
-)
+from ears import Ear
+from fault_tools import MOMENTS, SEED, Moment, Place, Served, copy_database, kept_batches, kill, moments, whole_chunks
 
 from prefect_cytotable.flows.conducting import batch_name, batch_size
 from prefect_cytotable.flows.runners import kind_of

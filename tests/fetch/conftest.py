@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,13 +33,3 @@ def census(generator: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("soma") / "census"
     generator.generate(path, CELLS, GENES)
     return path
-
-
-@pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_", "AWS_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
-    monkeypatch.chdir(tmp_path)

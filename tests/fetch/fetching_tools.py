@@ -1,4 +1,4 @@
-"""What the tests of fetching work with: stores made of tables, plain reads, and an ear for progress."""
+"""What the tests of fetching work with: stores made of tables, and plain reads."""
 
 from __future__ import annotations
 
@@ -8,29 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import tiledbsoma
 
-from prefect_cytotable.tasks.core.model import ChunkResult
-
 EXPERIMENT = "census_data/homo_sapiens"
-
-
-class Listener:
-    """Progress that remembers."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[ChunkResult] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        self.chunks, self.rows = chunks, rows
-
-    def advance(self, result: ChunkResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        pass
 
 
 def plain_read(census: Path, value_filter: str | None = None) -> pa.Table:

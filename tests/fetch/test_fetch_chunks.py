@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fetching_tools import EXPERIMENT, Listener, frame_of, listing
+from ears import Ear
+from fetching_tools import EXPERIMENT, frame_of, listing
 from test_fetch_rows import numbered
 
 from prefect_cytotable.flows import fetch_obs
 from prefect_cytotable.tasks.core.errors import DestinationBusyError, DestinationExistsError, MemoryBudgetError
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.model import ChunkResult
-from prefect_cytotable.tasks.core.store import lock, neighbour
+from prefect_cytotable.tasks.core.store import neighbour
 
 pytestmark = pytest.mark.usefixtures("local")
 
@@ -94,7 +96,7 @@ def test_a_store_that_changed_is_read_again(tmp_path: Path, change: str) -> None
     assert again() == (0, expected)
 
 
-class Breaker(Listener):
+class Breaker(Ear):
     """Breaks the run off, as the keyboard does, after two chunks."""
 
     def advance(self, result: ChunkResult) -> None:
@@ -166,7 +168,7 @@ def test_workers_share_the_budget(census: Path) -> None:
 
 def test_a_listener_hears_of_every_row(census: Path) -> None:
     for number, chunk_size in enumerate((None, CHUNK)):
-        listener = Listener()
+        listener = Ear()
         fetched = fetch_obs(census, f"{number}.feather", tissue="lung", chunk_size=chunk_size, progress=listener)
         assert sum(account.rows_in for one in listener.results for account in one.accounts) == fetched.rows
         assert len(listener.results) == listener.chunks

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fetching_tools import EXPERIMENT, Listener, listing
+from ears import Ear
+from fetching_tools import EXPERIMENT, listing
 from pyarrow.feather import read_table
 
 from prefect_cytotable.flows import fetch_obs
@@ -52,10 +53,10 @@ def reachable(bucket: Bucket, local: None, monkeypatch: pytest.MonkeyPatch) -> N
 
 KILLED = f"""
 import os, signal, sys
-from fetching_tools import Listener
+from ears import Ear
 from prefect_cytotable.flows import fetch_obs
 
-class Killer(Listener):
+class Killer(Ear):
     def advance(self, result):
         super().advance(result)
         if len(self.results) == 2:
@@ -78,7 +79,7 @@ def test_a_run_over_s3_that_is_killed_is_gone_on_with(bucket: Bucket, census: Pa
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "out.feather").exists()
-    heard = Listener()
+    heard = Ear()
     fetched = fetch_obs(bucket.url("experiment"), "out.feather", tissue="lung", chunk_size=CHUNK, progress=heard)
     assert fetched.chunks == CHUNKS
     assert 2 <= fetched.chunks_reused < CHUNKS

@@ -1,4 +1,4 @@
-"""What the tests of the flows work with: plates made, copied and damaged, runs, and an ear for what a run says."""
+"""What the tests of the flows work with: plates made, copied and damaged, and runs."""
 
 from __future__ import annotations
 
@@ -6,48 +6,22 @@ import csv
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from small import edited as edited
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv, write_csv_sites, write_sqlite
-from prefect_cytotable.tasks.core.model import ChunkResult
 from prefect_cytotable.tasks.core.report_page import ENDING
 
 SMALL = PlateShape(wells=2, sites=2, cells=10)
 """Four images with about ten nuclei each, of which every tenth has no cell."""
 
 KEYS = ("Metadata_TableNumber", "Metadata_ImageNumber", "Metadata_ObjectNumber")
-
-
-class Ear:
-    """Progress that remembers: what was said, how many chunks were announced, and what each became."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.results: list[ChunkResult] = []
-        self.chunks = self.rows = self.finished = 0
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        self.chunks, self.rows = chunks, rows
-
-    def advance(self, result: ChunkResult) -> None:
-        self.results.append(result)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
 
 
 def converted(source: Path, destination: Path, **arguments: Any) -> pa.Table:
@@ -81,14 +55,6 @@ def copy_of(source: Path, destination: Path) -> Path:
     for path in (destination, *destination.rglob("*")):
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
     return destination
-
-
-def edited(path: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
-    """Change the rows of a CSV file, its header among them."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(change(rows))
 
 
 def executed(path: Path, *statements: str) -> None:

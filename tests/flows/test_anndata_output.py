@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from anndata_tools import FORMATS, SUFFIX, differences, listing, read, typed_plate
-from plates import Ear, database_of
+from ears import Ear
+from plates import database_of
 from small import tables as small_tables
 from small import write_csv
 

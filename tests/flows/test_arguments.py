@@ -13,19 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from plates import (
-    Ear,
-    converted,
-    copy_of,
-    database_of,
-    edited,
-    executed,
-    folder_of,
-    listing,
-    rows_of,
-    sites_of,
-    without,
-)
+from ears import Ear
+from plates import converted, copy_of, database_of, edited, executed, folder_of, listing, rows_of, sites_of, without
 
 from prefect_cytotable.flows import convert, plan
 from prefect_cytotable.tasks.core.demo import PlateShape

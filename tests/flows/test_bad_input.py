@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ears import Ear
 from plates import (
     SMALL,
-    Ear,
     converted,
     copy_of,
     database_of,
@@ -607,29 +607,6 @@ def test_no_cell_pairs_at_all(tmp_path: Path, out: Path, ear: Ear, chunk_size: i
 
 
 # disk full, worker killed, machine rebooted: the run fails or retries; the finished parts serve the next run
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many KiB, where this system lets us make one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = False
-
-    def sized(kib: int) -> Path:
-        nonlocal made
-        option = f"size={kib}k" + (",remount" if made else "")
-        done = shutil.which("mount") and subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
-        )
-        if not done or done.returncode:
-            pytest.skip("a small file system cannot be made here")
-        made = True
-        return place
-
-    yield sized
-    if made:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 DENSE = PlateShape(wells=6, sites=2, cells=200, seed=4)

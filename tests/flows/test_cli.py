@@ -168,6 +168,10 @@ def test_a_defect_in_words(
         (["convert", "SITES", "OUT", "--unmatched", "kep"], "Did you mean 'keep'?"),
         (["convert", "SITES", "OUT", "--runner", "procces"], "Did you mean 'process'?"),
         (["convert", "SITES", "OUT", "--cast", "float"], "not of the form NAME=VALUE"),
+        (
+            ["concat", "in.h5ad", "OUT", "--storage-option", "x="],
+            "--storage-option: 'x=' is not of the form NAME=VALUE",
+        ),
         (["convert", "SITES", "OUT", "--joins", "nowhere.sql"], "--joins nowhere.sql: the file cannot be read"),
         (["convert", "SITES", "OUT", "--image-columns", "metdata"], "Did you mean 'metadata'?"),
         (["convert", "SITES", "OUT", "--memory-budget", "much"], "not a size such as '1GiB'"),

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, converted, edited, folder_of, rows_of, sites_of, without
+from ears import Ear
+from plates import converted, edited, folder_of, rows_of, sites_of, without
 from small import tables, write_csv
 
 from prefect_cytotable.flows import convert

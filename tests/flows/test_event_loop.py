@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, folder_of, rows_of
+from ears import Ear
+from plates import folder_of, rows_of
 
 from prefect_cytotable.flows import convert, plan
 

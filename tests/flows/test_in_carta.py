@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, converted
+from ears import Ear
+from plates import converted
 
 from prefect_cytotable.flows import convert
 

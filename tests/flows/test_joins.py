@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, converted, copy_of, database_of, edited, executed, folder_of, listing, rows_of, sites_of
+from ears import Ear
+from plates import converted, copy_of, database_of, edited, executed, folder_of, listing, rows_of, sites_of
 
 from prefect_cytotable.flows import convert, plan
 from prefect_cytotable.tasks.core.demo import PlateShape

@@ -15,37 +15,33 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psutil
 import pytest
-from plates import Ear, database_of, edited, executed, listing, sites_of
+from ears import Ear
+from plates import database_of, edited, executed, listing, sites_of
 from prefect import flow, task
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     FlowFilter,
     FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterId,
 )
-from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import (
     PREFECT_API_URL,
-    PREFECT_HOME,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from servers import Served, senders
+from waiting import SECONDS, free_port, until
 
 from prefect_cytotable.flows import convert, plan, runners, running, server, session
 from prefect_cytotable.flows.connection import Connection, Origin, ServerUnreachableError
+from prefect_cytotable.flows.telling import tell_all
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.errors import ArgumentError, DuplicateKeyError, UnmatchedError, WorkerDiedError
 from prefect_cytotable.tasks.core.model import ChunkResult
@@ -62,100 +58,14 @@ TOLD = ["Flow", "chunks", "rows", "wrote"]
 """How the lines begin that a run tells, before that with the number of chunks."""
 
 STAGES = ["gather", "inspect", "plan", "report", "write"]
-SECONDS = 150.0
-"""How long anything is waited for; each takes a few seconds on a machine that does nothing else."""
-
 
 # --- a server, and what it knows ----------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def until(condition: Callable[[], Any], seconds: float = SECONDS, pause: float = 0.1) -> Any:
-    """What the condition gives, once it gives something."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(pause)
-    return found
-
-
-@dataclass(frozen=True)
-class Served:
-    """The server, and the environment of a process that shall find it, or shall find none."""
-
-    url: str
-    folder: Path
-    client: SyncPrefectClient
-
-    def variables(self, **more: str) -> dict[str, str]:
-        """An environment that names no server, with settings of its own."""
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("PREFECT_")}
-        own = {"PREFECT_HOME": str(self.folder / "user"), "PREFECT_CYTOTABLE_HOME": str(self.folder / "nothing")}
-        own["PYTHONFAULTHANDLER"] = "1"
-        return kept | own | more
-
-    def flow_run(self, told: str) -> FlowRun:
-        """The flow run whose address was told."""
-        address = re.search(r"Flow run: (\S+)/runs/flow-run/([0-9a-f-]{36})", told)
-        assert address is not None, told
-        assert address[1] == self.url.removesuffix("/api")
-        return self.client.read_flow_run(UUID(address[2]))
-
-    def task_runs(self, run: FlowRun, chunks: int = 0) -> list[TaskRun]:
-        """Its task runs, recorded a little later than the run's own state: so many chunks, or with one that failed."""
-
-        def recorded() -> list[TaskRun] | None:
-            found = self.client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=200
-            )
-            ended = [one for one in found if one.state is not None and one.state.is_final()]
-            enough = len(ended) >= chunks + len(STAGES) if chunks else any(one.state_name == "Failed" for one in ended)
-            return found if enough else None
-
-        found: list[TaskRun] = until(recorded)
-        return found
-
-    def chunk_states(self, run: FlowRun, chunks: int) -> dict[str, str]:
-        """The states of the chunk tasks, by chunk."""
-        found = self.task_runs(run, chunks)
-        return {one.name: one.state.name or "" for one in found if one.name not in STAGES and one.state}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for the module."""
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-        state = server.start(free_port(), home=folder / "server", timeout=240)
-        try:
-            with temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"}):
-                with get_client(sync_client=True) as client:
-                    yield Served(state.url, folder, client)
-                APILogWorker.instance().drain()
-                EventsWorker.drain_all()
-        finally:
-            patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-            server.stop()
-
-
-@pytest.fixture
-def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """This process finds the server as our own, by its state file; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(served.folder / "state"))
-    monkeypatch.chdir(tmp_path)
-    with temporary_settings({PREFECT_HOME: served.folder / "user"}, restore_defaults={PREFECT_API_URL}):
-        yield served
+def chunk_states(served: Served, run: FlowRun, chunks: int) -> dict[str, str]:
+    """The states of the chunk tasks, by chunk."""
+    found = served.states(run, chunks + len(STAGES))
+    return {name: state for name, state in found.items() if name not in STAGES}
 
 
 @contextmanager
@@ -227,7 +137,7 @@ def test_the_command_line_is_an_ordinary_flow_run(
     assert run.state is not None
     assert run.state.name == "Completed"
     assert run.parameters["source_path"] == str(plate)
-    assert sorted(one.name for one in served.task_runs(run, len(names))) == sorted([*STAGES, *names])
+    assert sorted(one.name for one in served.tasks(run, len(names) + len(STAGES))) == sorted([*STAGES, *names])
 
     artifacts = served.client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
@@ -282,16 +192,6 @@ def test_settings_of_a_prefect_that_is_imported_already_count(here: Served, plat
 
 
 # --- the same bytes -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a Dask cluster that somebody else has started."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-    ) as running_cluster:
-        yield running_cluster.scheduler_address
 
 
 @pytest.mark.parametrize("name", ["sequential", "concurrent", "process", "dask", "address", "object"])
@@ -352,7 +252,7 @@ def test_a_second_run_converts_only_what_is_missing_or_damaged(
             progress=ear,
         )
         assert Path(str(path)).read_bytes() == undisturbed
-        return ear, here.chunk_states(here.flow_run(ear.text), len(names))
+        return ear, chunk_states(here, here.flow_run(ear.text), len(names))
 
     first, states = again()
     assert set(states.values()) == {"Completed"}
@@ -543,7 +443,7 @@ def test_bad_data_fails_with_our_error_here_and_there_and_is_not_tried_again(
     assert run.state is not None
     assert run.state.name == "Failed"
     assert str(caught.value) in str(run.state.message)
-    failed = [one for one in here.task_runs(run) if one.state_name == "Failed"]
+    failed = [one for one in here.tasks(run) if one.state_name == "Failed"]
     assert failed
     assert all(one.run_count == 1 for one in failed)
     assert all(str(caught.value) in str(one.state.message) for one in failed if one.state)
@@ -560,7 +460,7 @@ def test_orphans_that_are_forbidden_fail_the_run(runner: str, here: Served, tmp_
     assert run.state is not None
     assert run.state.name == "Failed"
     assert str(caught.value) in str(run.state.message)
-    assert {one.run_count for one in here.task_runs(run) if one.state_name == "Failed"} == {1}
+    assert {one.run_count for one in here.tasks(run) if one.state_name == "Failed"} == {1}
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -595,7 +495,7 @@ def test_a_locked_database_is_tried_again(here: Served, tmp_path: Path, monkeypa
     ear.process.communicate(timeout=SECONDS)
     run = here.flow_run(ear.text)
     assert run.state_name == "Completed"
-    counts = [one.run_count for one in here.task_runs(run, ear.chunks) if one.name not in STAGES]
+    counts = [one.run_count for one in here.tasks(run, ear.chunks + len(STAGES)) if one.name not in STAGES]
     assert max(counts) in (2, 3)
 
 
@@ -708,21 +608,48 @@ NO_PATIENCE = {"client.max_retries": 0}
 
 
 def test_a_server_that_is_lost_on_the_way_does_not_cost_the_output(
-    here: Served, plate: Path, undisturbed: bytes, tmp_path: Path
+    here: Served, plate: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(session, "LOST_SECONDS", 0.2)
     with (
         forwarder(here.url) as (url, cut),
         no_server(here),
         temporary_settings({PREFECT_API_URL: url, **NO_PATIENCE}),
     ):
         ear = Cutter(cut)
+        tell_all()  # what earlier tests left: events of this run go over the line
         path = convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS, progress=ear)
     assert Path(str(path)).read_bytes() == undisturbed
+    until(lambda: not senders(), "the end of what tells the server")  # else this process could not end for minutes
     assert "the server was not told" in ear.said[-1]
     assert listing(tmp_path) == ["out.parquet"]
 
 
-def test_a_failure_and_a_lost_server_at_once(here: Served, tmp_path: Path) -> None:
+def test_the_tasks_of_a_run_are_told_to_its_own_server(here: Served, plate: Path, names: list[str], ear: Ear) -> None:
+    """Not to that of an earlier run in this process, which is gone."""
+    tell_all()
+    arguments: dict[str, Any] = {"preset": SQLITE, "chunk_size": ROWS}
+    with forwarder(here.url) as (url, cut), no_server(here), temporary_settings({PREFECT_API_URL: url}):
+        convert(plate, "first.parquet", **arguments)
+        cut()
+    convert(plate, "second.parquet", **arguments, progress=ear)
+    states = here.states(here.flow_run(ear.text), len(names) + len(STAGES))
+    assert set(states) == {*names, *STAGES}
+    assert set(states.values()) == {"Completed"}
+
+
+def test_what_is_left_is_told_where_an_event_loop_runs(here: Served, plate: Path) -> None:
+    async def cell() -> bool:
+        return tell_all()
+
+    convert(plate, "out.parquet", preset=SQLITE, chunk_size=ROWS)
+    assert senders()
+    assert asyncio.run(cell())
+    until(lambda: not senders())
+
+
+def test_a_failure_and_a_lost_server_at_once(here: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LOST_SECONDS", 0.2)
     source = database_of(tmp_path / "plate.sqlite", PLATE)
     executed(source, "DELETE FROM Per_Nuclei WHERE ImageNumber = 2")
     with (

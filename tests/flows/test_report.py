@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from plates import SMALL, Ear, converted, copy_of, database_of, edited, folder_of, rows_of, sites_of
+from ears import Ear
+from plates import SMALL, converted, copy_of, database_of, edited, folder_of, rows_of, sites_of
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.sources import sqlite_file

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from plates import SMALL, Ear, converted, database_of, edited, executed, folder_of, sites_of
+from ears import Ear
+from plates import SMALL, converted, database_of, edited, executed, folder_of, sites_of
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core import report_page

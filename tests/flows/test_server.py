@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import clear, free_port
 
 from prefect_cytotable.flows import connection, remembered, server
 from prefect_cytotable.flows.connection import Connection, Origin
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local serve
 URL = "http://a.example:4200/api"
 OTHER = "http://b.example:4200/api"
 LOCAL = "http://127.0.0.1:4200/api"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((remembered.HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def get(url: str) -> str:
@@ -47,8 +41,7 @@ def get(url: str) -> str:
 @pytest.fixture(autouse=True)
 def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees the state, the profile or the settings of the person who runs it."""
-    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, "PREFECT_")
     folder = tmp_path / "state"
     monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(folder))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
@@ -410,8 +403,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerSt
     folder = tmp_path_factory.mktemp("real")
     home = folder / "prefect-home"
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
         starters = [
             subprocess.Popen(

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ears import Ear
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plates import Ear, converted, executed
+from plates import converted, executed
 from small import Layout, Tables, numbered_tables, scattered, write_numbered
 
 from prefect_cytotable.flows import convert

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,17 @@ from uuid import UUID
 
 import pyarrow.parquet as pq
 import pytest
-from plates import Ear, edited, sites_of
+from ears import Ear
+from plates import edited, sites_of
 from prefect import flow, runtime
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from servers import Served
+from waiting import HOST, SECONDS, until
 
-from prefect_cytotable.flows import artifacts, server
+from prefect_cytotable.flows import artifacts
 from prefect_cytotable.flows.artifacts import Pace, Shown, story, watched
 from prefect_cytotable.tasks.core.demo import PlateShape
 from prefect_cytotable.tasks.core.model import Account, Cause, ChunkResult, Note, Options, Report
@@ -37,17 +38,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local serve
 
 SECRET = "TOPSECRET"
 PLATE = PlateShape(plate="BR7", wells=30, sites=1, cells=9)
-SECONDS = 150.0
-"""How long anything is waited for; each takes a few seconds on a machine that does nothing else."""
-
-
-def until(condition: Callable[[], Any], seconds: float = SECONDS, pause: float = 0.1) -> Any:
-    """What the condition gives, once it gives something."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(pause)
-    return found
 
 
 @dataclass(frozen=True)
@@ -72,44 +62,23 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
-    """One server and one run of a plate with two bad sources, whose folder's name holds something like a credential."""
+def seen(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """One run of a plate with two bad sources, whose folder's name holds something like a credential."""
     folder = tmp_path_factory.mktemp("seen")
     source = sites_of(folder / f"BR7 sig={SECRET}", PLATE)
     first, second, third, *_ = sorted(source.iterdir())
     (first / "Cells.csv").write_bytes(b"")
     (second / "Nuclei.csv").write_bytes(b"\xff\xfe\x00")
     edited(third / "Cells.csv", lambda rows: [row[:-1] for row in rows])
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
-            patch.delenv(name)
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-        state = server.start(port, home=folder / "server", timeout=240)
-        try:
-            environment = {**os.environ, "PREFECT_HOME": str(folder / "user"), "PREFECT_API_URL": state.url}
-            command = [sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(source), "cells.parquet"]
-            done = subprocess.run(
-                [*command, "--chunk-size", "25", "--cast", "float=float32", "--workers", "2"],
-                cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            address = re.search(r"Flow run: \S+/runs/flow-run/([0-9a-f-]{36})", done.stderr)
-            assert address is not None, done.stderr
-            with (
-                temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"}),
-                get_client(sync_client=True) as client,
-            ):
-                told = done.stderr.splitlines()
-                yield Seen(client, state.url, UUID(address[1]), told, folder / "cells.parquet")
-        finally:
-            patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-            server.stop()
-
-
-# --- by the server's own record -----------------------------------------------------------------------------
+    environment = served.variables(PREFECT_API_URL=served.url)
+    command = [sys.executable, "-m", "prefect_cytotable.flows.cli", "convert", str(source), "cells.parquet"]
+    done = subprocess.run(
+        [*command, "--chunk-size", "25", "--cast", "float=float32", "--workers", "2"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = served.flow_run(done.stderr)
+    return Seen(served.client, served.url, run.id, done.stderr.splitlines(), folder / "cells.parquet")
 
 
 def test_tags_name_and_artifacts_of_a_run(seen: Seen) -> None:
@@ -234,9 +203,9 @@ def test_a_silent_server_holds_up_nothing_and_is_told_of_once(monkeypatch: pytes
     monkeypatch.setattr(artifacts, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(artifacts, "END_SECONDS", 0.5)
     with socket.socket() as silent:
-        silent.bind((server.HOST, 0))
+        silent.bind((HOST, 0))
         silent.listen()
-        with temporary_settings({PREFECT_API_URL: f"http://{server.HOST}:{silent.getsockname()[1]}/api"}):
+        with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{silent.getsockname()[1]}/api"}):
             ear = Ear()
             shown = Shown(ear, "00000000-0000-0000-0000-000000000000", OPTIONS)
             for _ in range(2):

@@ -16,6 +16,7 @@ from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
+from waiting import clear
 
 from prefect_cytotable.flows import concat, convert, deployments, fetch_obs, reprocess, server
 from prefect_cytotable.flows.clusters import RUNNERS
@@ -199,8 +200,7 @@ def test_a_runner_that_there_is_not_is_refused() -> None:
 
 @pytest.fixture
 def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, "PREFECT_")
     monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("PREFECT_PROFILE", "none")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from waiting import clear
 
 from prefect_cytotable.flows import cli, convert, fetch_obs, reprocess
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
@@ -67,8 +68,7 @@ def quoted(text: str) -> list[str]:
 @pytest.fixture
 def plates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the plates that the pages speak of, and no Prefect server."""
-    for name in [name for name in os.environ if name.startswith(("PREFECT_", "CYTOTABLE_"))]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, "PREFECT_", "CYTOTABLE_")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
     place = tmp_path / "place"

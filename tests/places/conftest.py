@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faulty import Faulty
 from place_servers import SCHEMES, Bucket, Server, running
+from waiting import clear
 
 from prefect_cytotable.tasks.core.places import Places, check_storage_options
 
@@ -45,8 +45,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 def server(servers: Servers, scheme: str, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A server of the scheme, and an environment in which its clients find their credentials."""
     found = servers(scheme)
-    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, *CREDENTIALS)
     for name, value in found.environment.items():
         monkeypatch.setenv(name, value)
     return found

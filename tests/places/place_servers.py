@@ -10,7 +10,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import free_port
 
 HERE = Path(__file__).resolve().parent
 SCHEMES = ("s3", "gs", "az")
@@ -49,12 +49,6 @@ class Server:
         if self.scheme == "s3":
             return {"endpoint_url": url, "region": "us-east-1"}
         return {"endpoint_url": url if self.scheme == "gs" else f"{url}/{AZURE_ACCOUNT}"}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from place_servers import Bucket, free_port
+from place_servers import Bucket
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
+from waiting import free_port
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,17 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if sys.platform == "win32":
         for item in items:
             item.add_marker(pytest.mark.skip(reason="memray runs on Linux and macOS"))
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -65,17 +52,3 @@ def called() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[..., Any]:
-    """Waits for what a condition gives."""
-
-    def wait(condition: Callable[[], Any], pause: float = 0.05) -> Any:
-        deadline = time.monotonic() + SECONDS
-        while not (found := condition()):
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(pause)
-        return found
-
-    return wait

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,17 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from waiting import clear, until
 
 from prefect_cytotable.flows import cli
 from prefect_cytotable.tasks.core.memory import report
 from prefect_cytotable.tasks.core.memory.model import Profile, Role
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("local")
 
 MIB = 1 << 20
 EXACT = ("--arrow-allocations",)
@@ -75,8 +74,7 @@ def before(
     """A profile of a small conversion, and what the command said."""
     folder = tmp_path_factory.mktemp("before")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_", "ARROW_"))]:
-            patch.delenv(name)
+        clear(patch, "PREFECT_", "CYTOTABLE_", "ARROW_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
         patch.setenv("PREFECT_HOME", str(folder / "prefect-home"))
         done = called("profile", "--out", folder / "out", *EXACT, "--", "convert", sites, folder / "cells.parquet")
@@ -193,7 +191,7 @@ SCALE = ("--preset", "cellprofiler_sqlite", "--chunk-size", "1", "--runner", "se
 """As many chunks as cells, so that there is time to end the run."""
 
 
-def begun(process: subprocess.Popen[str], until: Callable[..., Any]) -> psutil.Process:
+def begun(process: subprocess.Popen[str]) -> psutil.Process:
     """The process of the command, once it is done with a chunk: the next one's record is there."""
 
     def working() -> bool:
@@ -205,9 +203,9 @@ def begun(process: subprocess.Popen[str], until: Callable[..., Any]) -> psutil.P
     return child
 
 
-def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path, until: Callable[..., Any]) -> None:
+def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        begun(process, until).kill()
+        begun(process).kill()
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGKILL
     made = report.load(Path("out"))
@@ -219,9 +217,9 @@ def test_a_command_that_is_killed_has_a_profile_of_its_sizes(database: Path, unt
 
 
 @pytest.mark.parametrize("to", ["watcher", "command"])
-def test_a_terminated_command_has_a_whole_profile(database: Path, until: Callable[..., Any], to: str) -> None:
+def test_a_terminated_command_has_a_whole_profile(database: Path, to: str) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         (process if to == "watcher" else child).send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
@@ -231,9 +229,9 @@ def test_a_terminated_command_has_a_whole_profile(database: Path, until: Callabl
     assert not child.is_running()
 
 
-def test_an_interrupt_is_the_commands_to_handle(database: Path, until: Callable[..., Any]) -> None:
+def test_an_interrupt_is_the_commands_to_handle(database: Path) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         process.send_signal(signal.SIGINT)  # as a terminal does: to both
         child.send_signal(signal.SIGINT)
         said = process.communicate(timeout=120)[1]
@@ -242,9 +240,9 @@ def test_an_interrupt_is_the_commands_to_handle(database: Path, until: Callable[
     assert report.load(Path("out")).status == 130
 
 
-def test_a_command_does_not_outlive_its_watcher(database: Path, called: Called, until: Callable[..., Any]) -> None:
+def test_a_command_does_not_outlive_its_watcher(database: Path, called: Called) -> None:
     with started("profile", "--out", "out", "--", "convert", database, "cells.parquet", *SCALE) as process:
-        child = begun(process, until)
+        child = begun(process)
         process.kill()
         until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
         process.communicate(timeout=120)

@@ -16,7 +16,7 @@ from prefect_cytotable.tasks.core.memory.model import Role
 
 MIB = 1 << 20
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("local")
 
 SCRIPT = """
     import os, sys, time

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from servers import Served
 
-from prefect_cytotable.flows import server
 from prefect_cytotable.tasks.core.memory import report
 from prefect_cytotable.tasks.core.memory.model import Role
 
@@ -34,33 +30,6 @@ if __name__ == "__main__":
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((server.HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SyncPrefectClient, dict[str, str]]]:
-    """A server, and the environment of a process that finds it."""
-    folder = tmp_path_factory.mktemp("served")
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("PREFECT_", "ARROW_"))}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
-            patch.delenv(name)
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-        state = server.start(free_port(), home=folder / "server", timeout=240)
-        try:
-            found = {"PREFECT_API_URL": state.url, "PREFECT_HOME": str(folder / "user")}
-            settings = temporary_settings({PREFECT_API_URL: state.url, PREFECT_HOME: folder / "user"})
-            with settings, get_client(sync_client=True) as client:
-                yield client, kept | found | {"PREFECT_CYTOTABLE_HOME": str(folder / "nothing")}
-        finally:
-            patch.setenv("PREFECT_CYTOTABLE_HOME", str(folder / "state"))
-            server.stop()
-
-
 def ran(command: list[str], environment: dict[str, str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr
@@ -72,11 +41,9 @@ def artifacts(client: SyncPrefectClient, flow_run: str) -> dict[str, Any]:
     return {one.key or "": one for one in client.read_artifacts(artifact_filter=chosen)}
 
 
-def test_profiles_of_flow_runs_are_their_artifacts(
-    served: tuple[SyncPrefectClient, dict[str, str]], alone: Path, database: Path, until: Callable[..., Any]
-) -> None:
+def test_profiles_of_flow_runs_are_their_artifacts(served: Served, local: Path, database: Path) -> None:
     """Of a call with ``profile=`` inside the run, of a command once it has ended."""
-    client, environment = served
+    client, environment = served.client, served.variables(PREFECT_API_URL=served.url)
     Path("script.py").write_text(SCRIPT.format(source=str(database)))
     said = {"call": ran([sys.executable, "script.py"], environment)}
     command = [sys.executable, "-m", "prefect_cytotable.flows.cli", "profile", "--out", "command", "--", "convert"]

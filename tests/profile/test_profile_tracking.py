@@ -18,7 +18,7 @@ from prefect_cytotable.tasks.core.memory.model import Profile, Role
 
 MIB = 1 << 20
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("local")
 
 
 def ran(code: str, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -244,10 +244,7 @@ class _Dataset:
     ) -> None:
         """Holds the rows against what the files say."""
         if self.base not in self.used:
-            assert not self.block.num_rows
-            bad = skipped.get((self.account.dataset, self.base))
-            rows = getattr(bad, "rows", 0) or 0
-            assert dict(self.account.dropped).get(Cause.BAD_SOURCE, 0) == rows == self.account.rows_in
+            self._judge_without_base(skipped)
             return
         said = {key: source.said for key, source in self.used.items()}
         if any(one is None for one in said.values()):
@@ -317,15 +314,19 @@ class _Dataset:
         missing = rows - self.account.rows_out - self.dropped
         assert missing <= (0 if base.said else 1), f"{missing} of {rows} rows are gone, and nothing is said of them"
 
+    def _judge_without_base(self, skipped: Skips) -> None:
+        """No file of the compartment that gives the output its rows could be used."""
+        assert not self.block.num_rows
+        bad = skipped.get((self.account.dataset, self.base))
+        rows = getattr(bad, "rows", 0) or 0
+        assert dict(self.account.dropped).get(Cause.BAD_SOURCE, 0) == rows == self.account.rows_in
+
     def judge_unkeyed(
         self, sources: dict[str, list[tuple[str, str]]], lost: Counter[tuple[str, str]], skipped: Skips
     ) -> None:
         """Holds the rows of a table without keys against what its file says."""
         if self.base not in self.used:
-            assert not self.block.num_rows
-            bad = skipped.get((self.account.dataset, self.base))
-            rows = getattr(bad, "rows", 0) or 0
-            assert dict(self.account.dropped).get(Cause.BAD_SOURCE, 0) == rows == self.account.rows_in
+            self._judge_without_base(skipped)
             return
         source = self.used[self.base]
         if source.said is None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,33 +11,16 @@ from anndata_tools import FORMATS, SUFFIX, differences, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import tables, write_csv
+from waiting import without_server
 
 from prefect_cytotable.flows import convert
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An environment in which no Prefect server is configured."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_API_KEY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("PREFECT_HOME", str(home / "prefect"))
-        patch.setenv("PREFECT_CYTOTABLE_HOME", str(home / "cytotable"))
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No Prefect server is configured."""
+    with without_server(tmp_path_factory.mktemp("home")):
         yield
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
-    """A folder for one example, gone after it."""
-
-    @contextmanager
-    def folder() -> Iterator[Path]:
-        path = tmp_path_factory.mktemp("example")
-        yield path
-        shutil.rmtree(path)
-
-    return folder
 
 
 CELLS = st.one_of(st.just(""), st.integers(-5, 5).map(str), st.floats(width=64).map(repr), st.sampled_from("ab"))

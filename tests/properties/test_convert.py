@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,6 @@ from prefect_cytotable.tasks.core.sources import csv_index
 
 Run = Callable[..., pa.Table]
 SQLITE = {"preset": "cellprofiler_sqlite"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
-    """A folder for one example, gone after it."""
-
-    @contextmanager
-    def folder() -> Iterator[Path]:
-        path = tmp_path_factory.mktemp("example")
-        yield path
-        shutil.rmtree(path)
-
-    return folder
 
 
 PARENTS = st.one_of(st.none(), st.just(0), st.integers(1, 12))

@@ -1,18 +1,21 @@
-"""What the tests of `reprocess` share: an environment without a server."""
+"""What the tests of `reprocess` share: plates in a folder, and where their tables go."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+from screens import plate_of_sites
 
 
 @pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server, no profile and no settings of the person who runs the tests; relative paths lie in `tmp_path`."""
-    for name in [name for name in os.environ if name.upper().startswith(("PREFECT_", "CYTOTABLE_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_CYTOTABLE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
-    monkeypatch.chdir(tmp_path)
+def root(tmp_path: Path) -> Path:
+    """Three plates."""
+    for number, name in enumerate(("a", "b", "c")):
+        plate_of_sites(tmp_path / "root" / name, seed=number)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"

@@ -1,17 +1,16 @@
-"""Roots with plates, changes to them, and what a run is heard to say."""
+"""Roots with plates, and changes to them."""
 
 from __future__ import annotations
 
-import csv
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from small import edited as edited
 
 from prefect_cytotable.flows import reprocess
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_csv_sites, write_sqlite
@@ -19,26 +18,6 @@ from prefect_cytotable.tasks.core.reprocess.model import Reprocessed
 
 ROWS = 12
 """Rows of a chunk: one or two sites of a plate here."""
-
-
-class Heard:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None: ...
-
-    def advance(self, result: Any) -> None: ...
-
-    def finish(self) -> None: ...
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
 
 
 def plate_of_sites(path: Path, seed: int = 1, wells: int = 2, sites: int = 2, cells: int = 8) -> Path:
@@ -59,14 +38,6 @@ def aged(path: Path, seconds: float = 3600.0) -> Path:
         if one.is_file():
             os.utime(one, (moment, moment))
     return path
-
-
-def edited(path: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
-    """Change the rows of a CSV file, its header among them; its time is that of the change."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(change(rows))
 
 
 def set_area(site: Path, value: str) -> None:

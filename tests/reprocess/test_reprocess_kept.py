@@ -10,28 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from screens import ROWS, Heard, again, index_of, kept_parts, listing, plate_of_sites, set_area
+from ears import Ear
+from screens import ROWS, again, index_of, kept_parts, listing, set_area
 
 from prefect_cytotable.flows import convert
 from prefect_cytotable.flows.cli import main
 from prefect_cytotable.tasks.core import kept
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.places import cache
-from prefect_cytotable.tasks.core.store import lock
 
 pytestmark = pytest.mark.usefixtures("local")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Three plates."""
-    for number, name in enumerate(("a", "b", "c")):
-        plate_of_sites(tmp_path / "root" / name, seed=number)
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def folder(out: Path, plate: str) -> Path:
@@ -72,7 +60,7 @@ def test_what_was_used_longest_ago_goes_first_where_it_is_too_much(root: Path, o
 
 
 def test_nothing_is_kept_where_nothing_may_be(root: Path, out: Path) -> None:
-    heard = Heard()
+    heard = Ear()
     done = again(root, out, keep=0, progress=heard)
     assert len(done.converted) == 3
     assert listing(out) == ["a.parquet", "b.parquet", "c.parquet", "index.parquet"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from screens import Heard, again, cells_of, plate_of_sites, set_area
+from ears import Ear
+from screens import again, cells_of, plate_of_sites, set_area
+from waiting import clear
 
 from prefect_cytotable.tasks.core.errors import ArgumentError, SourceNotFoundError
 from prefect_cytotable.tasks.core.places.s3 import S3
@@ -32,8 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def bucket(server: Any, local: None, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
-        monkeypatch.delenv(name)
+    clear(monkeypatch, *CREDENTIALS)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return Bucket(server)
@@ -98,7 +98,7 @@ def test_plates_from_and_to_a_bucket(
 
     set_area(screen / "b" / "b-A01-2", "4711")
     put(bucket, screen / "b")
-    heard = Heard()
+    heard = Ear()
     assert again(root, out, progress=heard, **options).converted == ("b",)
     table = pq.read_table(pa.BufferReader(bucket.get("tables/b.parquet")))
     assert 4711 in table.column("Cells_AreaShape_Area").to_pylist()

@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ears import Ear
 from screens import (
     ROWS,
-    Heard,
     again,
     aged,
     cells_of,
@@ -39,19 +39,6 @@ from prefect_cytotable.tasks.core.reprocess.errors import IndexFileError, Plates
 from prefect_cytotable.tasks.core.reprocess.settings import share_of
 
 pytestmark = pytest.mark.usefixtures("local")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Three plates."""
-    for number, name in enumerate(("a", "b", "c")):
-        plate_of_sites(tmp_path / "root" / name, seed=number)
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def converted(root: Path, tmp_path: Path, plate: str) -> Any:
@@ -92,7 +79,7 @@ def test_when_one_site_changes_only_its_chunks_are_converted_again(root: Path, o
     chunks = index_of(out)["b"]["chunks"]
     assert chunks >= 10
     set_area(root / "b" / "b-A05-2", "4711")
-    heard = Heard()
+    heard = Ear()
     done = again(root, out, progress=heard)
     assert done.converted == ("b",)
     row = index_of(out)["b"]
@@ -113,7 +100,7 @@ def test_when_one_site_changes_only_its_chunks_are_converted_again(root: Path, o
 def test_plates_come_and_go_and_settle(root: Path, out: Path) -> None:
     aged(root / "a")
     aged(root / "b")
-    heard = Heard()
+    heard = Ear()
     done = again(root, out, settle="10min", progress=heard)
     assert (done.converted, done.waiting) == (("a", "b"), ("c",))
     assert "c: new; changed 0 s ago, settles after 10 min" in heard.text
@@ -146,7 +133,7 @@ def test_a_plate_that_fails_stops_no_other_and_is_tried_again(root: Path, out: P
     text = image.read_text()
     image.write_text(text + text.splitlines()[1] + "\n")  # an image twice
     set_area(root / "c" / "c-A01-1", "5")
-    heard = Heard()
+    heard = Ear()
     with pytest.raises(PlatesFailedError, match=r"1 of 2 plate\(s\) failed. b: .*Image.csv"):
         again(root, out, progress=heard)
     assert "b: failed (changed): " in heard.text
@@ -219,7 +206,7 @@ def test_a_preset_that_changes_is_another_option(root: Path, out: Path, tmp_path
 
 
 def test_a_dry_run_writes_nothing(root: Path, out: Path) -> None:
-    heard = Heard()
+    heard = Ear()
     done = again(root, out, dry_run=True, progress=heard)
     assert done.converted == ("a", "b", "c")
     assert not out.exists()
@@ -263,7 +250,7 @@ def test_an_index_that_is_none_is_an_error_and_stays(root: Path, out: Path, cont
 def test_a_second_run_to_one_destination_is_refused(root: Path, out: Path) -> None:
     refused: list[str] = []
 
-    class Nosy(Heard):
+    class Nosy(Ear):
         def say(self, text: str) -> None:
             if text.startswith("a: new"):
                 with pytest.raises(DestinationBusyError) as caught:
@@ -337,7 +324,7 @@ def test_databases_as_plates(tmp_path: Path, out: Path) -> None:
 
 
 def test_a_run_that_is_broken_off_ends_the_plates_under_way(root: Path, out: Path) -> None:
-    class Interrupting(Heard):
+    class Interrupting(Ear):
         def say(self, text: str) -> None:
             super().say(text)
             if ": new, " in text:

@@ -21,19 +21,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from ears import Ear
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.concurrency.sync import concurrency
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from service_tools import ROOT, SECONDS, Processes, free_port, listens, postgres, processes, until, variables
+from service_tools import ROOT, Processes, listens, postgres, processes, variables
+from waiting import SECONDS, free_port, until
 
 from prefect_cytotable.flows import convert, server
 from prefect_cytotable.flows.limits import machine
+from prefect_cytotable.flows.telling import tell_all
 from prefect_cytotable.tasks.core.demo import PlateShape, tables, write_sqlite
-from prefect_cytotable.tasks.core.progress import Silent
 from prefect_cytotable.tasks.core.roots import ENDPOINTS, ROOTS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are for POSIX systems")
@@ -41,20 +41,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are
 SQLITE = "cellprofiler_sqlite"
 POOL = "my-work-pool"
 """As in deployments/prefect.yaml."""
-
-
-class Heard(Silent):
-    """A progress that remembers."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.chunks = 0
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def start(self, chunks: int, rows: int) -> None:
-        self.chunks = chunks
 
 
 @dataclass
@@ -173,8 +159,7 @@ def on(servers: Site, request: pytest.FixtureRequest) -> Iterator[SyncPrefectCli
         get_client(sync_client=True) as client,
     ):
         yield client
-        APILogWorker.instance().drain()
-        EventsWorker.drain_all()
+        tell_all()
 
 
 def run_of(client: SyncPrefectClient, deployment: str, parameters: dict[str, Any], **more: Any) -> UUID:
@@ -275,7 +260,7 @@ def test_a_run_waits_for_room_in_the_limit_of_its_machine(
     monkeypatch.delenv(ROOTS, raising=False)
     name = f"cytotable-machine-{machine()}"
     on.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-    heard = Heard()
+    heard = Ear()
     arguments = {"preset": SQLITE, "chunk_size": 40, "progress": heard}
     try:
         with ThreadPoolExecutor(1) as pool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from prefect_cytotable.tasks.core.concat import pipeline
@@ -16,9 +13,8 @@ from prefect_cytotable.tasks.core.concat.prepare import prepare
 from prefect_cytotable.tasks.core.concat.progress import ConcatProgress
 from prefect_cytotable.tasks.core.concat.request import Merges
 from prefect_cytotable.tasks.core.concat.work import write_job_with_retries
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
-from prefect_cytotable.tasks.core.local import POOL_ATTEMPTS, Runner
-from prefect_cytotable.tasks.core.processes import end_with_run
+from prefect_cytotable.tasks.core.pool import Pool
+from prefect_cytotable.tasks.core.runner import Runner
 
 FLUSH = 1 << 25
 """Bytes of blocks after which those go to the disk."""
@@ -50,33 +46,22 @@ class LocalCaller:
         self._progress.start(len(layout.jobs), sum(job.size for job in layout.jobs))
         results: dict[int, JobResult] = {}
         try:
-            for result in self._results(layout, workers, results):
+            for result in self._results(layout, workers):
                 results[result.number] = result
                 self._progress.advance(result)
         finally:
             self._progress.finish()
         return [results[job.number] for job in layout.jobs]
 
-    def _results(self, layout: Layout, workers: int, done: dict[int, JobResult]) -> Iterator[JobResult]:
+    def _results(self, layout: Layout, workers: int) -> Iterator[JobResult]:
         sequential = self._runner is Runner.SEQUENTIAL or (workers == 1 and not self.processes)
         if sequential or len(layout.jobs) <= 1:
             for job in layout.jobs:
                 yield write_job_with_retries(layout.folder, job.number)
             return
-        for attempt in range(1, POOL_ATTEMPTS + 1):
-            waiting = [job.number for job in layout.jobs if job.number not in done]
-            try:
-                yield from _flushed(_pooled(self._pool(workers), layout.folder, waiting), layout)
-                return
-            except BrokenProcessPool as error:
-                if attempt == POOL_ATTEMPTS:
-                    raise WorkerDiedError.after(attempt) from error
-                self._progress.say(WorkerDiedError.AGAIN)
-
-    def _pool(self, workers: int) -> Executor:
-        if not self.processes:
-            return ThreadPoolExecutor(workers, thread_name_prefix="block")
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
+        pool = Pool(workers, self.processes, self._progress.say)
+        numbers = [job.number for job in layout.jobs]
+        yield from _flushed(pool.results(write_job_with_retries, layout.folder, numbers), layout)
 
     def finish(self, plan: Plan, layout: Layout, results: list[JobResult]) -> int:
         """Stage 5."""
@@ -107,13 +92,3 @@ def _flushed(results: Iterator[JobResult], layout: Layout) -> Iterator[JobResult
                 written = 0
     finally:
         os.close(descriptor)
-
-
-def _pooled(pool: Executor, folder: str, numbers: list[int]) -> Iterator[JobResult]:
-    """Results as they are done; after a failure nothing new is begun."""
-    try:
-        futures: list[Future[JobResult]] = [pool.submit(write_job_with_retries, folder, number) for number in numbers]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -34,10 +34,12 @@ from prefect_cytotable.tasks.core.errors import (
     DiskSpaceError,
     SourceChangedError,
 )
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.places import is_remote
 from prefect_cytotable.tasks.core.places.cache import cache_folder
 from prefect_cytotable.tasks.core.places.cache import prepare as prepare_cache
-from prefect_cytotable.tasks.core.store import discard, lock, neighbour, scratch_of
+from prefect_cytotable.tasks.core.replacing import move_in, put_back
+from prefect_cytotable.tasks.core.store import discard, neighbour, scratch_of
 
 PREFIX = "concat-"
 """How the folder of a run is called, before the plan's key."""
@@ -193,7 +195,8 @@ def put_in_place(plan: Plan, layout: Layout, results: Sequence[JobResult]) -> in
     if is_remote(plan.options.destination):
         remote.upload(output, plan.options)
     else:
-        _into_place(output, Path(plan.options.destination))
+        destination = Path(plan.options.destination)
+        move_in(output, destination, neighbour(destination) / PREVIOUS)
     discard(Path(layout.folder))
     return size
 
@@ -212,28 +215,9 @@ def size_of(path: Path) -> int:
 
 def _restore_previous(options: Options, folder: Path) -> bool:
     """Put back the output that a run, killed at the wrong moment, had moved aside to put a new one in its place."""
-    old, destination = folder / PREVIOUS, Path(options.destination)
-    if is_remote(options.destination) or not os.path.lexists(old):
+    if is_remote(options.destination):
         return False
-    if os.path.lexists(destination):
-        discard(old)
-        return False
-    old.rename(destination)
-    return True
-
-
-def _into_place(output: Path, destination: Path) -> None:
-    if not os.path.lexists(destination) or not (destination.is_dir() or output.is_dir()):
-        output.replace(destination)
-        return
-    old = neighbour(destination) / PREVIOUS  # a run that is killed here leaves it for `_restore_previous`
-    destination.rename(old)
-    try:
-        output.rename(destination)
-    except BaseException:
-        old.rename(destination)
-        raise
-    discard(old)
+    return put_back(Path(options.destination), folder / PREVIOUS)
 
 
 def check_destination(options: Options) -> None:

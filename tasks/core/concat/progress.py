@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import show_bytes
 from prefect_cytotable.tasks.core.concat.model import JobResult
-from prefect_cytotable.tasks.core.progress import LINE_SECONDS, REDRAW_SECONDS, Lines
+from prefect_cytotable.tasks.core.progress import LINE_SECONDS, REDRAW_SECONDS, Lines, Listener, Silent
+
+ConcatProgress = Listener[JobResult]
+"""Hears of a concatenation's progress: how many blocks there are with how many bytes, and which is done."""
 
 
-class ConcatProgress(Protocol):
-    """Hears of a concatenation's progress."""
-
-    def say(self, text: str) -> None:
-        """A message."""
-        ...
-
-    def start(self, chunks: int, rows: int) -> None:
-        """So many blocks with so many bytes are to be written."""
-        ...
-
-    def advance(self, result: JobResult) -> None:
-        """One block more is done."""
-        ...
-
-    def finish(self) -> None:
-        """All blocks are done, or the run ends early."""
-        ...
-
-
-class SilentBlocks:
+class SilentBlocks(Silent):
     """Tells nothing."""
 
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def start(self, chunks: int, rows: int) -> None:
-        """Nothing."""
-
-    def advance(self, result: JobResult) -> None:
-        """Nothing."""
-
-    def finish(self) -> None:
+    def advance(self, result: JobResult) -> None:  # type: ignore[override]
         """Nothing."""
 
 

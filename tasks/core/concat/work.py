@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def write_job(folder: str, number: int) -> JobResult:
     with whole(_record(layout, job)) as temporary:
         temporary.write_bytes(msgspec.json.encode(result))
     return result
+
+
+def write_jobs(folder: str, numbers: Sequence[int]) -> list[JobResult]:
+    """Write some jobs in turn. After a failure, those that are done are found done when it is tried again."""
+    return [write_job(folder, number) for number in numbers]
 
 
 def write_job_with_retries(folder: str, number: int) -> JobResult:

@@ -25,6 +25,7 @@ from prefect_cytotable.tasks.core.errors import (
     SourceNotFoundError,
 )
 from prefect_cytotable.tasks.core.kept import Keeper
+from prefect_cytotable.tasks.core.locks import lock
 from prefect_cytotable.tasks.core.model import ChunkResult, Options, Report
 from prefect_cytotable.tasks.core.places import Places, is_remote
 from prefect_cytotable.tasks.core.places.files import WORK_SUFFIX
@@ -48,7 +49,7 @@ from prefect_cytotable.tasks.core.reprocess.model import (
 )
 from prefect_cytotable.tasks.core.reprocess.settings import Recipe, output_path
 from prefect_cytotable.tasks.core.request import work_folder
-from prefect_cytotable.tasks.core.store import LocalStore, lock, scratch_of
+from prefect_cytotable.tasks.core.store import LocalStore, scratch_of
 
 LONGEST_ERROR = 2_000
 """Characters of an error that the index keeps."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 
-from prefect_cytotable.tasks.core.errors import WorkerDiedError
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
-from prefect_cytotable.tasks.core.processes import end_with_run
+from prefect_cytotable.tasks.core.pool import Pool
 from prefect_cytotable.tasks.core.progress import Progress
 from prefect_cytotable.tasks.core.retries import PlanPlace, with_retries
-from prefect_cytotable.tasks.core.runner import POOL_ATTEMPTS, Runner
+from prefect_cytotable.tasks.core.runner import Runner
 from prefect_cytotable.tasks.core.soma import planning, work
 from prefect_cytotable.tasks.core.soma.model import Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.pipeline import lines
@@ -38,29 +34,14 @@ class LocalFetcher:
         """Every chunk to a part."""
         self._progress.start(len(plan.chunks), plan.table.rows)
         results: dict[int, ChunkResult] = {}
+        pool = Pool(plan.workers, self._runner is Runner.PROCESS, self._progress.say)
         try:
-            for result in self._results(plan, place, results):
+            for result in pool.results(fetch_job_with_retries, place, range(len(plan.chunks))):
                 results[result.number] = result
                 self._progress.advance(result)
         finally:
             self._progress.finish()
         return [results[number] for number in range(len(plan.chunks))]
-
-    def _results(self, plan: FetchPlan, place: PlanPlace, done: dict[int, ChunkResult]) -> Iterator[ChunkResult]:
-        for attempt in range(1, POOL_ATTEMPTS + 1):
-            waiting = [chunk.number for chunk in plan.chunks if chunk.number not in done]
-            try:
-                yield from _pooled(self._pool(plan.workers), place, waiting)
-                return
-            except BrokenProcessPool as error:
-                if attempt == POOL_ATTEMPTS:
-                    raise WorkerDiedError.after(attempt) from error
-                self._progress.say(WorkerDiedError.AGAIN)
-
-    def _pool(self, workers: int) -> Executor:
-        if self._runner is not Runner.PROCESS:
-            return ThreadPoolExecutor(workers, thread_name_prefix="chunk")
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_run)
 
     def assemble(self, plan: FetchPlan, results: Sequence[ChunkResult]) -> OutputFile:
         """The parts to the destination."""
@@ -80,16 +61,6 @@ def streamed(plan: FetchPlan, progress: Progress) -> OutputFile:
         return work.stream(plan, progress.advance)
     finally:
         progress.finish()
-
-
-def _pooled(pool: Executor, place: PlanPlace, numbers: list[int]) -> Iterator[ChunkResult]:
-    """Results as they are done; after a failure nothing new is begun."""
-    try:
-        futures: list[Future[ChunkResult]] = [pool.submit(fetch_job_with_retries, place, number) for number in numbers]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def fetch_job_with_retries(place: PlanPlace, number: int) -> ChunkResult:

@@ -13,12 +13,13 @@ from typing import Protocol
 
 from prefect_cytotable.tasks.core.budget import show_bytes
 from prefect_cytotable.tasks.core.errors import ArgumentError, DestinationExistsError, DiskSpaceError, LayoutError
+from prefect_cytotable.tasks.core.locks import in_use, lock
 from prefect_cytotable.tasks.core.memory.tracking import marked
 from prefect_cytotable.tasks.core.model import ChunkResult, OutputFile
 from prefect_cytotable.tasks.core.retries import PlanPlace
 from prefect_cytotable.tasks.core.soma.model import JOINID, Axis, Fetched, FetchOptions, FetchPlan
 from prefect_cytotable.tasks.core.soma.work import save_plan
-from prefect_cytotable.tasks.core.store import LocalStore, in_use, lock
+from prefect_cytotable.tasks.core.store import LocalStore
 
 
 class FetchCaller(Protocol):

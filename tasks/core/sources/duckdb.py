@@ -8,35 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefect_cytotable.tasks.core.arrays import to_numpy
-from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source
-from prefect_cytotable.tasks.core.places import Places
-from prefect_cytotable.tasks.core.schema import merge
 from prefect_cytotable.tasks.core.sources import columnar_rows, duckdb_file, duckdb_rows
-from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Index, Keys, Request, Sample, Together
+from prefect_cytotable.tasks.core.sources.base import Answer, Index, Keys, Request, Sample, Together
 from prefect_cytotable.tasks.core.sources.columnar import check_present
 from prefect_cytotable.tasks.core.sources.columnar_sample import sample_of
 from prefect_cytotable.tasks.core.sources.duckdb_file import Described, reading
 from prefect_cytotable.tasks.core.sources.duckdb_rows import ROWID
+from prefect_cytotable.tasks.core.sources.local_files import LocalFiles, merged
 
 if TYPE_CHECKING:
     import duckdb
 
 
 @dataclass(frozen=True)
-class DuckdbReader:
+class DuckdbReader(LocalFiles):
     """Reads tables of DuckDB databases; never writes to one, and reads nothing that is outside its file."""
-
-    places: Places
-    cut = Cut.ALWAYS
 
     def tables(self, path: str, fingerprint: Fingerprint) -> tuple[str, ...]:
         """The names of the tables and views in the schema main."""
@@ -51,10 +44,7 @@ class DuckdbReader:
     def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types by declaration; texts are looked at, in the first rows."""
         tables = {source.where: source for source in sources}
-        samples = [self._sample(source, measures) for source in tables.values()]
-        nothing: dict[str, ColumnType | None] = {}
-        types = reduce(merge, (one.types for one in samples), nothing)
-        return Sample(types, max(one.row_bytes for one in samples), max(one.text_bytes for one in samples))
+        return merged([self._sample(source, measures) for source in tables.values()])
 
     def _sample(self, source: Source, measures: bool) -> Sample:
         with self._table(source) as (opened, table):
@@ -109,11 +99,6 @@ class DuckdbReader:
         except BadSourceError:
             return None
 
-    def checksum(self, source: Source) -> int:
-        """CRC-32 of the file's bytes."""
-        with self._file(source).open("rb") as file:
-            return checksum_of(file)
-
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one table, in one pass over it."""
         if not columnar_rows.are_datasets_of_one_table(requests):
@@ -125,9 +110,6 @@ class DuckdbReader:
         """The rows of a range of images, in the order of the table."""
         with self._table(request.source) as (opened, table):
             return duckdb_rows.read(opened, table, request)
-
-    def _file(self, source: Source) -> Path:
-        return self.places.local(source.path, source.fingerprint.size, source.fingerprint.mark)
 
     @contextmanager
     def _table(self, source: Source) -> Iterator[tuple[duckdb.DuckDBPyConnection, Described]]:

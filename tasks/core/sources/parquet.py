@@ -10,27 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
 
-from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Source
-from prefect_cytotable.tasks.core.places import Places
-from prefect_cytotable.tasks.core.schema import merge
 from prefect_cytotable.tasks.core.sources import columnar_rows, parquet_rows
-from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Index, Keys, Request, Sample, Together
+from prefect_cytotable.tasks.core.sources.base import Answer, Index, Keys, Request, Sample, Together
 from prefect_cytotable.tasks.core.sources.columnar import check_present
 from prefect_cytotable.tasks.core.sources.columnar_sample import sample_of
+from prefect_cytotable.tasks.core.sources.local_files import LocalFiles, merged
 from prefect_cytotable.tasks.core.sources.parquet_file import Opened, open_file, pieces
 
 
 @dataclass(frozen=True)
-class ParquetReader:
+class ParquetReader(LocalFiles):
     """Reads Parquet files."""
-
-    places: Places
-    cut = Cut.ALWAYS
 
     def columns(self, source: Source) -> tuple[str, ...]:
         """The names in the footer's schema."""
@@ -40,10 +33,7 @@ class ParquetReader:
     def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types from the schema; texts are looked at in a few rows, and large whole numbers in all."""
         files = {source.path: source for source in sources}
-        samples = [self._sample(source, measures) for source in files.values()]
-        nothing: dict[str, ColumnType | None] = {}
-        types = reduce(merge, (one.types for one in samples), nothing)
-        return Sample(types, max(one.row_bytes for one in samples), max(one.text_bytes for one in samples))
+        return merged([self._sample(source, measures) for source in files.values()])
 
     def _sample(self, source: Source, measures: bool) -> Sample:
         with self._opened(source) as opened:
@@ -95,11 +85,6 @@ class ParquetReader:
         except BadSourceError:
             return None
 
-    def checksum(self, source: Source) -> int:
-        """CRC-32 of the file's bytes."""
-        with self._file(source).open("rb") as file:
-            return checksum_of(file)
-
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one file, in one pass over it."""
         if not columnar_rows.are_datasets_of_one_table(requests):
@@ -111,9 +96,6 @@ class ParquetReader:
         """The rows of the request's spans, or of the whole file, in the order of the file."""
         with self._opened(request.source) as opened:
             return parquet_rows.read(opened, request)
-
-    def _file(self, source: Source) -> Path:
-        return self.places.local(source.path, source.fingerprint.size, source.fingerprint.mark)
 
     def _opened(self, source: Source) -> AbstractContextManager[Opened]:
         return open_file(self._file(source), source.where)

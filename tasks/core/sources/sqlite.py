@@ -5,27 +5,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
 
-from prefect_cytotable.tasks.core.checksums import checksum_of
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Source
-from prefect_cytotable.tasks.core.places import Places
-from prefect_cytotable.tasks.core.schema import merge
 from prefect_cytotable.tasks.core.sources import sqlite_file, sqlite_index, sqlite_rows
-from prefect_cytotable.tasks.core.sources.base import Answer, Cut, Index, Keys, Request, Sample, Together
+from prefect_cytotable.tasks.core.sources.base import Answer, Index, Keys, Request, Sample, Together
+from prefect_cytotable.tasks.core.sources.local_files import LocalFiles, merged
 from prefect_cytotable.tasks.core.sources.sqlite_file import affinity, errors, quoted, reading
 
 SAMPLE_ROWS = 200
 
 
 @dataclass(frozen=True)
-class SqliteReader:
+class SqliteReader(LocalFiles):
     """Reads tables of SQLite databases; never writes to one."""
-
-    places: Places
-    cut = Cut.ALWAYS
 
     def tables(self, path: str, fingerprint: Fingerprint) -> tuple[str, ...]:
         """The names of the tables and views of a database."""
@@ -41,10 +34,7 @@ class SqliteReader:
     def sample(self, sources: Sequence[Source], limit: int, measures: bool) -> Sample:
         """Types from the declared affinity; columns without one are sampled."""
         tables = {source.where: source for source in sources}
-        samples = [self._sample(source) for source in tables.values()]
-        nothing: dict[str, ColumnType | None] = {}
-        types = reduce(merge, (one.types for one in samples), nothing)
-        return Sample(types, max(one.row_bytes for one in samples), max(one.text_bytes for one in samples))
+        return merged([self._sample(source) for source in tables.values()])
 
     def _sample(self, source: Source) -> Sample:
         declared = self._declared(source)
@@ -89,11 +79,6 @@ class SqliteReader:
         except (sqlite3.Error, UnicodeDecodeError):  # the text of an error may be no UTF-8
             return None
 
-    def checksum(self, source: Source) -> int:
-        """CRC-32 of the file's bytes."""
-        with self._file(source).open("rb") as file:
-            return checksum_of(file)
-
     def read_together(self, requests: Sequence[Request]) -> Together | None:
         """The rows of several datasets of one table, in one query."""
         first = requests[0]
@@ -107,9 +92,6 @@ class SqliteReader:
     def read(self, request: Request) -> Answer:
         """The rows of a range of images, in no particular order."""
         return sqlite_rows.read(self._file(request.source), request, self._declared(request.source))
-
-    def _file(self, source: Source) -> Path:
-        return self.places.local(source.path, source.fingerprint.size, source.fingerprint.mark)
 
     def _declared(self, source: Source) -> dict[str, str]:
         with errors(source.where), reading(self._file(source)) as connection:

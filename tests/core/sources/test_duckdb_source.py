@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typed import BOOL, DOUBLE, FLOAT, INT, NO_KEYS, PLANNED, TEXT
 
 from prefect_cytotable.tasks.core.errors import BadSourceError, SourceBusyError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Format, Only, Source, Span
@@ -29,15 +30,6 @@ from prefect_cytotable.tasks.core.sources.duckdb import DuckdbReader
 
 READER = DuckdbReader(Places())
 KEYS = Keys("ImageNumber", "ObjectNumber")
-NO_KEYS = Keys("", "")
-BOOL, INT, FLOAT, DOUBLE, TEXT = (
-    ColumnType.BOOL,
-    ColumnType.INT64,
-    ColumnType.FLOAT,
-    ColumnType.DOUBLE,
-    ColumnType.STRING,
-)
-PLANNED = (("ImageNumber", INT), ("ObjectNumber", INT), ("Value", DOUBLE))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typed import BOOL, DOUBLE, FLOAT, INT, NO_KEYS, PLANNED, TEXT
 
 from prefect_cytotable.tasks.core.errors import BadSourceError
 from prefect_cytotable.tasks.core.model import ColumnType, Fingerprint, Format, Only, Source, Span
@@ -29,15 +30,6 @@ from prefect_cytotable.tasks.core.sources.parquet import ParquetReader
 READER = ParquetReader(Places())
 OBJECTS = Keys("ImageNumber", "ObjectNumber")
 IMAGES = Keys("ImageNumber", "")
-NO_KEYS = Keys("", "")
-BOOL, INT, FLOAT, DOUBLE, TEXT = (
-    ColumnType.BOOL,
-    ColumnType.INT64,
-    ColumnType.FLOAT,
-    ColumnType.DOUBLE,
-    ColumnType.STRING,
-)
-PLANNED = (("ImageNumber", INT), ("ObjectNumber", INT), ("Value", DOUBLE))
 
 
 @pytest.fixture(scope="module")
