@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import zarr
 from anndata.io import read_elem
 
@@ -30,9 +31,11 @@ def as_of_0_7(path: Path) -> Path:
 def _bring(group: Any) -> None:
     kind = group.attrs.get("encoding-type", "")
     if kind == "dataframe":
-        for name in group.attrs["column-order"]:
+        for name in [*group.attrs["column-order"], group.attrs["_index"]]:
             if group[name].attrs["encoding-type"] == "categorical":
                 _flatten(group, name)
+            elif group[name].attrs["encoding-type"] == "nullable-string-array":  # texts, as pandas 3 has them
+                _texts(group, name)
     keep = kind in ("dataframe", "raw", "csr_matrix", "csc_matrix")
     for name in MARKS:
         if name in group.attrs:
@@ -49,13 +52,23 @@ def _bring(group: Any) -> None:
                     del group[name].attrs[mark]
 
 
+def _texts(frame: Any, name: str) -> None:
+    values = [str(one) for one in read_elem(frame[name])]
+    del frame[name]
+    if isinstance(frame, h5py.Group):
+        frame.create_dataset(name, data=values, dtype=h5py.string_dtype())
+    else:
+        frame.create_array(name, data=np.array(values, np.dtypes.StringDType()))
+
+
 def _flatten(frame: Any, name: str) -> None:
-    codes, labels = frame[f"{name}/codes"][...], read_elem(frame[f"{name}/categories"])
+    codes = frame[f"{name}/codes"][...]
+    labels = np.array(list(map(str, read_elem(frame[f"{name}/categories"]))), np.dtypes.StringDType())
     ordered = bool(frame[name].attrs["ordered"])
     del frame[name]
     above = frame.require_group("__categories")
     if isinstance(frame, h5py.Group):
-        above.create_dataset(name, data=labels, dtype=h5py.string_dtype())
+        above.create_dataset(name, data=labels.tolist(), dtype=h5py.string_dtype())
         frame.create_dataset(name, data=codes).attrs["categories"] = above[name].ref
     else:
         above.create_array(name, data=labels)
