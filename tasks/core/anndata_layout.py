@@ -18,9 +18,15 @@ INDEX = "_index"
 """What anndata calls the names of rows; no column can have that name."""
 
 _KEY = re.compile(r"(.*_)?(Parent_\w+|(Object|Image|Table)_?Number)", re.DOTALL)
-_PLACES = (("Metadata_Plate", "Plate"), ("Metadata_Well", "Well", "WELL LABEL"), ("Metadata_Site", "Site", "FOV"))
+_PLACES = (
+    ("Metadata_Plate", "Plate", "Plate ID"),
+    ("Metadata_Well", "Well", "WELL LABEL"),
+    ("Metadata_Site", "Site", "FOV"),
+)
 _OBJECTS = ("Metadata_ObjectNumber", "OBJECT ID")
 _CENTRES = ("Location_Center", "AreaShape_Center")
+_GRAVITY = re.compile(r"(.* )?cg X( .*)?", re.DOTALL)
+"""IN Carta's name of a centre: that of gravity, of a target and a wavelength."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def _place(names: list[str], endings: tuple[str, ...]) -> str | None:
 
 
 def _spatial(plan: Plan, table: OutputTable, numbers: set[str]) -> tuple[str, ...]:
-    """The centre of the base object, else of the cell, else of the nucleus."""
+    """The centre of the base object, else of the cell, else of the nucleus; or IN Carta's first one."""
     base = _base(plan, table)
     labels = [f"{base.label}_"] if base else []
     wanted = {name: f"{label}_" for name, label in plan.inspected.gathered.labels}
@@ -152,7 +158,9 @@ def _spatial(plan: Plan, table: OutputTable, numbers: set[str]) -> tuple[str, ..
             pair = (f"{label}{centre}_X", f"{label}{centre}_Y")
             if numbers.issuperset(pair):
                 return pair
-    return ()
+    gravity = (column.name for column in table.columns if _GRAVITY.fullmatch(column.name))
+    pairs = ((name, name.replace("cg X", "cg Y")) for name in gravity)
+    return next((pair for pair in pairs if numbers.issuperset(pair)), ())
 
 
 def _parsed(plan: Plan, features: tuple[str, ...]) -> list[FeatureName]:

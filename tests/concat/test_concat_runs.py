@@ -19,6 +19,7 @@ import pytest
 import zarr
 from concat_objects import assert_same, expected, read, write
 from ears import Ear
+from old_layout import as_of_0_7
 from scipy import sparse
 
 from prefect_cytotable.flows import cli
@@ -210,6 +211,60 @@ def test_elements_that_do_not_fit(tmp_path: Path) -> None:
     repeated = anndata.AnnData(np.ones((2, 2)), var=pd.DataFrame(index=["x", "x"]))
     with pytest.raises(LayoutError, match=r"names in var repeat \('x'\)"):
         concat([paths[0], write(repeated, tmp_path / "repeated.h5ad")], tmp_path / "out.h5ad")
+
+
+def test_elements_that_the_output_has_no_place_for(tmp_path: Path) -> None:
+    one = anndata.AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": [1, 2]}, index=["a", "b"]), layers={"a": np.eye(2)})
+    paths = [write(one, tmp_path / f"{number}.h5ad") for number in range(2)]
+    with h5py.File(paths[0], "r+") as file:  # as anndata up to 0.12 writes it
+        file.move("obs/a", "obs/in/a")
+        file["obs"].attrs["column-order"] = ["in/a"]
+    with h5py.File(paths[1], "r+") as file:
+        file.move("layers/a", "layers/b/a")
+    with pytest.raises(LayoutError, match=r"obs: the column 'in/a' cannot be written\. Rename it"):
+        concat(paths[:1], tmp_path / "out.zarr")
+    with pytest.raises(LayoutError, match=r"1\.h5ad: layers/b is no element of an AnnData"):
+        concat(paths[1:], tmp_path / "other.h5ad")
+    kinds = [pd.Categorical([1, 2]), pd.Categorical(["x", "y"])]
+    mixed = [anndata.AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": one}, index=["a", "b"])) for one in kinds]
+    paths = [write(one, tmp_path / f"mixed{number}.zarr") for number, one in enumerate(mixed)]
+    with pytest.raises(LayoutError, match=r"obs: the column 'a' has categories of several kinds"):
+        concat(paths, tmp_path / "out.zarr")
+    assert not list(tmp_path.glob("out.zarr")) + list(tmp_path.glob("other.h5ad"))
+
+
+@pytest.mark.parametrize("format", ["h5ad", "zarr"])
+def test_none_in_uns(format: str, tmp_path: Path) -> None:
+    one = anndata.AnnData(np.ones((2, 2)), uns={"none": None, "nested": {"none": None, "some": 1}})
+    path = write(one, tmp_path / f"in.{format}")
+    out = concat([path, path], tmp_path / f"out.{format}", uns_merge="same", index_unique="-")
+    assert read(out).uns == {"none": None, "nested": {"none": None, "some": 1}}
+
+
+@pytest.mark.parametrize("format", ["h5ad", "zarr"])
+def test_files_of_anndata_0_7(format: str, tmp_path: Path) -> None:
+    paths = []
+    for number in range(2):
+        rows = [f"{number}-{one}" for one in range(4)]
+        obs = {
+            "well": pd.Categorical(["A", "B", None, "B"]),
+            "dose": pd.Categorical(["low", "high"] * 2, categories=["low", "high"], ordered=True),
+            "note": [f"note {one}" for one in rows],
+            "count": [1, 2, 3, 4],
+        }
+        names = [f"v{one + number}" for one in range(3)]
+        one = anndata.AnnData(sparse.csr_matrix(np.eye(4, 3) * (number + 1)), obs=pd.DataFrame(obs, index=rows))
+        one.var_names = names
+        one.var["gene"] = pd.Categorical(["a", "b", "a"])
+        one.obsm["frame"] = pd.DataFrame({"of": pd.Categorical(["x", "y"] * 2)}, index=rows)
+        one.layers["dense"] = np.ones((4, 3))
+        one.raw = one.copy()
+        paths.append(as_of_0_7(write(one, tmp_path / f"{number}.{format}")))
+    arguments: dict[str, Any] = {"join": "outer", "merge": "first"}
+    with pytest.warns(anndata.OldFormatWarning):
+        loaded = [anndata.io.read_h5ad(path) if format == "h5ad" else anndata.io.read_zarr(path) for path in paths]
+    assert loaded[0].obs["well"].isna().tolist() == [False, False, True, False]
+    assert_same(read(concat(paths, tmp_path / f"out.{format}", **arguments)), expected(loaded, **arguments))
 
 
 def test_the_plan_tells_what_differs(tmp_path: Path) -> None:

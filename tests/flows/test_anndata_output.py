@@ -233,6 +233,28 @@ def test_odd_names_of_columns(tmp_path: Path) -> None:
         assert adata[:, ["Cells_Mean.of/it", "Cells_Mean"]].X.tolist() == [[1.5, 2.5]] * 2
 
 
+def test_plates_and_places_of_in_carta(tmp_path: Path) -> None:
+    header = "OBJECT ID,Row,Column,FOV,WELL LABEL,Z,T,Cells cg X wv1,Cells cg Y wv1,Cells Area wv1,Plate ID"
+    rows = [f"{number},C,3,1,C - 3,1,1,{number}.5,{number}.25,9.0,Day 0" for number in (1, 2)]
+    (tmp_path / "objects.csv").write_text("\n".join([header, *rows]) + "\n")
+    out = convert(tmp_path / "objects.csv", "out.h5ad", "anndata_h5ad", preset="in-carta")
+    adata = read(str(out))
+    assert adata.obs_names.tolist() == ["Day 0_C - 3_1_1", "Day 0_C - 3_1_2"]
+    assert adata.obsm["spatial"].tolist() == [[1.5, 1.25], [2.5, 2.25]]
+    assert adata.var_names.tolist() == ["Cells cg X wv1", "Cells cg Y wv1", "Cells Area wv1"]
+
+
+def test_a_text_that_hdf5_cannot_hold(tmp_path: Path) -> None:
+    folder = typed_plate(tmp_path / "plate", images=2, objects=2)
+    cells = pq.read_table(folder / "Cells.parquet")
+    pq.write_table(cells.append_column("Note", pa.array(["a\0b", "", "c", None])), folder / "Cells.parquet")
+    with pytest.raises(CastError, match=r"obs/Cells_Note.* holds 'a\\x00b'.*Write zarr or Parquet"):
+        convert(folder, "out.h5ad", "anndata_h5ad", source_datatype="parquet")
+    assert not Path("out.h5ad").exists()
+    adata = read(str(convert(folder, "out.zarr", "anndata_zarr", source_datatype="parquet")))
+    assert adata.obs["Cells_Note"].astype(object).tolist()[:3] == ["a\0b", "", "c"]
+
+
 # --- the destination ----------------------------------------------------------------------------------------
 
 

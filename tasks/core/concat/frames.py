@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from prefect_cytotable.tasks.core.concat import zarr_making
 from prefect_cytotable.tasks.core.concat.model import Element, FramePlan, Input, Options, StoreFormat
 from prefect_cytotable.tasks.core.concat.names import as_names
-from prefect_cytotable.tasks.core.concat.probe import concatenated
-from prefect_cytotable.tasks.core.concat.stores import Group, create_group, encoding, index_name, opened, quiet
+from prefect_cytotable.tasks.core.concat.probe import concatenated, refusals
+from prefect_cytotable.tasks.core.concat.stores import (
+    Group,
+    create_group,
+    encoding,
+    has_old_categories,
+    index_name,
+    opened,
+    quiet,
+)
 from prefect_cytotable.tasks.core.concat.zarr_making import is_plain, write_texts
 from prefect_cytotable.tasks.core.concat.zarr_nodes import ZarrNode
 from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, zarr_format_of
@@ -115,7 +123,8 @@ def write_frame(
             values: Any = pd.Categorical.from_codes(codes, categories=list(options.keys))
         else:
             values = _column(frame, name, inputs, extents)
-        write_values(group, name, values, f"{frame.path}: the column {name!r}")
+        what = f"{frame.path}: the column {name!r}"
+        write_values(group, name, writable(values, what), what)
 
 
 def _codes_type(count: int) -> np.dtype[Any]:
@@ -214,7 +223,7 @@ def _text_array(group: Group, name: str, length: int, format: StoreFormat) -> An
 def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> Any:
     """A column of all inputs, as anndata puts them together."""
     parts = [
-        pd.Series(inputs.read(number, f"{frame.path}/{name}")) if _has(element, name) else None
+        pd.Series(_read_column(inputs, number, frame.path, name)) if _has(element, name) else None
         for number, element in enumerate(frame.elements)
     ]
     there = [one for one in parts if one is not None]
@@ -230,6 +239,20 @@ def _column(frame: FramePlan, name: str, inputs: Inputs, extents: list[int]) -> 
     ]
     with quiet():
         return pd.concat(frames, ignore_index=True)[name]._values
+
+
+def _read_column(inputs: Inputs, number: int, path: str, name: str) -> Any:
+    """A column's values in one input."""
+    frame = (inputs.node(number) or inputs.root(number))[path]
+    if not has_old_categories(frame[name]):
+        with quiet():  # anndata tells of each element that does not tell how it is stored
+            return inputs.read(number, f"{path}/{name}")
+    frame = inputs.root(number)[path]
+    labels = frame[f"__categories/{name}"]
+    with quiet():
+        return pd.Categorical.from_codes(
+            read_elem(frame[name]), categories=read_elem(labels), ordered=bool(labels.attrs.get("ordered", False))
+        )
 
 
 def _lacking(element: Element | None, name: str, extent: int) -> Any:
@@ -286,17 +309,19 @@ def _categories(parts: Sequence[Any], extents: list[int], dtype: Any) -> Any:
 
 
 def write_values(group: Group, name: str, values: Any, what: str) -> None:
-    """Write a column's values with anndata, as a type that it can write.
+    """Write an element with anndata.
 
     Raises:
-        LayoutError: There is none.
+        LayoutError: The format has no place for it.
     """
-    ready = writable(values, what)
     direct = isinstance(group, zarr.Group) and is_plain(name)
-    if direct and zarr_making.write_values(folder_of(group) / name, zarr_format_of(group), ready):
+    if direct and zarr_making.write_values(folder_of(group) / name, zarr_format_of(group), values):
         return
-    with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(group, name, ready)
+    with (
+        refusals(f"{what} cannot be written. Rename it or leave it out of the inputs"),
+        anndata.settings.override(allow_write_nullable_strings=True),
+    ):
+        write_elem(group, name, values)
 
 
 def writable_frame(frame: Any, what: str) -> Any:
@@ -312,6 +337,12 @@ def writable(values: Any, what: str) -> Any:
         LayoutError: There is none, since texts and numbers are mixed.
     """
     if isinstance(values, pd.Categorical):
+        of_labels = pd.api.types.infer_dtype(values.categories)
+        if of_labels.startswith("mixed"):
+            raise LayoutError(
+                f"{what} has categories of several kinds ({of_labels}), which no file can hold. Make them the same in "
+                f"all inputs."
+            )
         return values
     if isinstance(values.dtype, pd.Float32Dtype | pd.Float64Dtype):
         return values.to_numpy(values.dtype.numpy_dtype, na_value=np.nan)

@@ -10,12 +10,12 @@ import zarr
 from anndata.io import read_elem, write_elem
 
 from prefect_cytotable.tasks.core.concat import zarr_making
-from prefect_cytotable.tasks.core.concat.frames import Inputs, writable_frame
+from prefect_cytotable.tasks.core.concat.frames import Inputs, writable_frame, write_values
 from prefect_cytotable.tasks.core.concat.model import CALLABLE, Plan
 from prefect_cytotable.tasks.core.concat.names import MAIN, RAW, Joined
-from prefect_cytotable.tasks.core.concat.probe import concatenated
+from prefect_cytotable.tasks.core.concat.probe import concatenated, refusals
 from prefect_cytotable.tasks.core.concat.request import Merges
-from prefect_cytotable.tasks.core.concat.stores import Group, create_group, quiet
+from prefect_cytotable.tasks.core.concat.stores import Group, create_group
 from prefect_cytotable.tasks.core.concat.zarr_store import folder_of, zarr_format_of
 
 DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
@@ -35,7 +35,7 @@ def write_other_axis(root: Group, plan: Plan, merges: Merges, joined: Joined, in
         elements = {other: _frame(group[other])}
         for suffix in "mp":
             elements[f"{other}{suffix}"] = read_elem(group[f"{other}{suffix}"]) if f"{other}{suffix}" in group else {}
-        with quiet():
+        with refusals(f"{plan.inputs[number].name}: the annotations of {other} are none"):
             objects.append(anndata.AnnData(**{options.axis_name: pd.DataFrame(index=[])}, **elements))
     result = concatenated(
         objects,
@@ -45,10 +45,9 @@ def write_other_axis(root: Group, plan: Plan, merges: Merges, joined: Joined, in
         merge=merges.merge if options.merge == CALLABLE else options.merge,
         fill_value=options.fill_value,
     )
-    with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(root, other, writable_frame(getattr(result, other), other))
-        for suffix in "mp":
-            _replace(root, f"{other}{suffix}", dict(getattr(result, f"{other}{suffix}")))
+    write_values(root, other, writable_frame(getattr(result, other), other), other)
+    for suffix in "mp":
+        _replace(root, f"{other}{suffix}", dict(getattr(result, f"{other}{suffix}")))
 
 
 def write_names(root: Group, path: str, names: Any) -> None:
@@ -69,7 +68,7 @@ def _replace(root: Group, name: str, values: dict[str, Any]) -> None:
         key: writable_frame(value, f"{name}/{key}") if isinstance(value, pd.DataFrame) else value
         for key, value in values.items()
     }
-    write_elem(root, name, ready)
+    write_values(root, name, ready, name)
 
 
 def write_uns(root: Group, plan: Plan, merges: Merges, inputs: Inputs) -> None:
@@ -84,15 +83,14 @@ def write_uns(root: Group, plan: Plan, merges: Merges, inputs: Inputs) -> None:
         objects.append(anndata.AnnData(uns=read_elem(group["uns"]) if "uns" in group else {}))
     strategy = merges.uns_merge if options.uns_merge == CALLABLE else options.uns_merge
     result = concatenated(objects, "uns", uns_merge=strategy)
-    with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(root, "uns", dict(result.uns))
+    write_values(root, "uns", dict(result.uns), "uns")
 
 
 def write_other(root: Group, path: str, plan: Plan, joined: dict[str, Joined], inputs: Inputs) -> None:
     """Write an element that is no array of numbers, such as an awkward array."""
     options = plan.options
     mapping = "layers" if path in ("X", "raw/X") else path.rpartition("/")[0].removeprefix("raw/")
-    name = path.rpartition("/")[2]
+    above, _, name = path.rpartition("/")
     names = joined[RAW if path == "raw/X" and RAW in joined else MAIN].of_inputs
     objects = []
     for number, one in enumerate(plan.inputs):
@@ -102,7 +100,7 @@ def write_other(root: Group, path: str, plan: Plan, joined: dict[str, Joined], i
         frames = {options.axis_name: pd.DataFrame(index=pd.RangeIndex(extent).astype(str))}
         frames[options.other_name] = pd.DataFrame(index=names[number])
         elements = {mapping: {name: read_elem(group[path])} if one.element(path) else {}}
-        with quiet():
+        with refusals(f"{one.name}: {path} is no element of an AnnData"):
             objects.append(anndata.AnnData(**frames, **elements))
     result = concatenated(
         objects,
@@ -112,5 +110,5 @@ def write_other(root: Group, path: str, plan: Plan, joined: dict[str, Joined], i
         fill_value=options.fill_value,
         pairwise=options.pairwise,
     )
-    with quiet(), anndata.settings.override(allow_write_nullable_strings=True):
-        write_elem(root, path, getattr(result, mapping)[name])
+    # anndata 0.13 takes no path, only a name
+    write_values(root[above] if above else root, name, getattr(result, mapping)[name], path)

@@ -14,7 +14,7 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from prefect_cytotable.tasks.core.concat.model import OBS, VAR, Input, Join, JoinedNames, Options, StoreFormat
-from prefect_cytotable.tasks.core.concat.stores import Group, index_name, opened
+from prefect_cytotable.tasks.core.concat.stores import Group, index_name, opened, quiet
 from prefect_cytotable.tasks.core.concat.zarr_values import consolidated, read_values
 from prefect_cytotable.tasks.core.errors import LayoutError
 
@@ -54,7 +54,8 @@ def read_names(root: Group, path: str) -> Any:
     """The index of a data frame as AnnData has it: texts, with the index' name."""
     frame = root[path]
     stored = index_name(frame)
-    return as_names(read_elem(frame[stored]), stored)
+    with quiet():
+        return as_names(read_elem(frame[stored]), stored)
 
 
 def _names_of(one: Input, path: str) -> Any:

@@ -71,7 +71,7 @@ def prepare(plan: Plan, merges: Merges, folder: Path) -> Layout:
         for one in joined.values():
             for name, indexer in indexers(one).items():
                 np.save(folder / name, indexer, allow_pickle=False)
-        with _created(output, plan) as root:
+        with _created(output, plan) as root, quiet():
             _annotations(root, plan, merges, joined, inputs)
             del joined
             forget_names()
@@ -119,7 +119,7 @@ def _annotations(root: Group, plan: Plan, merges: Merges, joined: dict[str, Any]
         create_group(root, "raw", {"encoding-type": "raw", "encoding-version": "0.1.0"})
         create_group(root, "raw/varm", merged.DICT)
         if options.axis == 0:
-            merged.write_names(root, "raw/var", joined[RAW].names)
+            merged.write_names(root["raw"], "var", joined[RAW].names)
     merged.write_other_axis(root, plan, merges, joined[MAIN], inputs)
     merged.write_uns(root, plan, merges, inputs)
     for frame in plan.frames:

@@ -6,7 +6,8 @@ their values. So a concatenation of tiny objects of the same kinds tells what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +153,24 @@ def concatenated(objects: list[Any], what: str, **arguments: Any) -> Any:
     Raises:
         LayoutError: anndata cannot put them together.
     """
+    with refusals(f"{what} cannot be put together"):
+        return anndata.concat(objects, **arguments)
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Whatever anndata, pandas, SciPy or awkward raise about the values they are given, told as a refusal of ours.
+
+    Args:
+        what: What could not be done then; it begins the message.
+
+    Raises:
+        LayoutError: Something was refused.
+    """
     try:
         with quiet():
-            return anndata.concat(objects, **arguments)
-    except (CytotableError, MemoryError):
+            yield
+    except (CytotableError, MemoryError, OSError):
         raise
-    except Exception as error:  # whatever anndata, pandas, SciPy or awkward raise about what they are given
-        raise LayoutError(f"{what} cannot be put together: {error}") from error
+    except Exception as error:  # each of those libraries has classes of its own
+        raise LayoutError(f"{what}: {error}") from error

@@ -68,7 +68,7 @@ def look(path: str) -> Input:
     """What an AnnData file holds.
 
     Raises:
-        BadSourceError: It is no AnnData file of the present layout, is damaged, or leads to other files.
+        BadSourceError: It is no AnnData file of anndata 0.7 or later, is damaged, or leads to other files.
     """
     place = Path(path)
     format = format_of(place)
@@ -77,7 +77,7 @@ def look(path: str) -> Input:
         mark, size = _state_of_zarr(place, names)
         check_zarr(place, names)
         nodes = read_nodes(place, names)
-        if nodes is not None and _text(nodes.attrs.get("encoding-type")) == "anndata":
+        if nodes is not None and is_anndata(nodes):
             return _described(path, format, nodes, mark, size)
     else:
         stat = place.stat()
@@ -85,9 +85,16 @@ def look(path: str) -> Input:
     with opened(path, format) as root:
         if format is StoreFormat.H5AD:
             check_h5(root)
-        if _text(root.attrs.get("encoding-type")) != "anndata":
-            raise BadSourceError(path, "it is no AnnData file, or of before anndata 0.8", REWRITE)
+        if not is_anndata(root):
+            raise BadSourceError(path, "it is no AnnData file, or of before anndata 0.7", REWRITE)
         return _described(path, format, root, mark, size)
+
+
+def is_anndata(root: Group) -> bool:
+    """Whether a root is that of an AnnData, of anndata 0.8 and later or of 0.7, which did not mark roots."""
+    if "encoding-type" in root.attrs:
+        return encoding(root) == "anndata"
+    return all(name in root and encoding(root[name]) == "dataframe" for name in (OBS, VAR))
 
 
 def fingerprint(path: str, format: StoreFormat) -> str:
@@ -267,11 +274,23 @@ def _frame(node: Group, name: str) -> Element:
     for value in np.asarray(node.attrs["column-order"]).ravel():
         column = _text(value)
         stored = node[column]
-        how = encoding(stored)
+        how = encoding(stored) or _old_encoding(stored)
         dtype = stored.dtype.str if how in ("array", "") and hasattr(stored, "dtype") else ""
         columns.append(Column(column, how, dtype))
     rows = _rows(node[index_name(node)])
     return Element(name, Kind.FRAME, (rows, len(columns)), size=_in_memory(node), columns=tuple(columns))
+
+
+def has_old_categories(column: Any) -> bool:
+    """Whether a column is a categorical as anndata 0.7 stored it: codes, and labels in the frame's `__categories`."""
+    return "categories" in column.attrs and hasattr(column, "shape")
+
+
+def _old_encoding(column: Any) -> str:
+    """How a column is stored that does not tell, as those of anndata 0.7."""
+    if has_old_categories(column):
+        return "categorical"
+    return "" if not hasattr(column, "dtype") or column.dtype.kind in "biufc" else "string-array"
 
 
 def _bytes(array: Any) -> int:
@@ -289,7 +308,7 @@ def _piece(array: Any) -> int:
 def _in_memory(node: Any) -> int:
     """About how many bytes an element takes in memory."""
     if hasattr(node, "shape"):
-        count = int(np.prod(node.shape, dtype=np.int64))
+        count = int(np.prod(node.shape or (), dtype=np.int64))  # None in `uns` has no shape in HDF5
         return count * int(node.dtype.itemsize if node.dtype.kind in "biufcV" else TEXT)
     return sum((_in_memory(node[name]) for name in node), 0)
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_cytotable.tasks.core.errors import CastError
 from prefect_cytotable.tasks.core.sinks import planes
 from prefect_cytotable.tasks.core.sinks.container import OBS_CHUNK, Attribute, Encoding, attributes
 
@@ -78,10 +79,24 @@ class _Rows:
         self._dataset, self._done = dataset, 0
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write the next rows."""
+        """Write the next rows.
+
+        Raises:
+            CastError: A text cannot be held.
+        """
         if len(values):
+            if values.dtype == object:
+                self._check(values)
             self._dataset[self._done : self._done + len(values)] = values
             self._done += len(values)
+
+    def _check(self, values: NDArray[Any]) -> None:
+        found = next((value for value in values if "\0" in value), None)
+        if found is not None:
+            raise CastError(
+                f"{self._dataset.name.removeprefix('/')} holds {found[:99]!r}: a text with a null character, which "
+                f"HDF5 cannot hold. Write zarr or Parquet, or remove it from the source."
+            )
 
     def close(self) -> None:
         """Nothing is left."""
