@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,20 +68,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.freeze()  # what is imported stays: no need to look through it again and again
     parser = _parser()
     arguments = parser.parse_args(argv)
+    with _interruptions() as interrupted:
+        try:
+            status: int = arguments.action(arguments)
+            return status
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:
+            if interrupted and not arguments.debug:
+                return _interrupted()
+            return _failed(error, arguments)
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """The interruptions (Ctrl-C) so far: a library that is interrupted may raise an error of its own instead."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
     try:
-        status: int = arguments.action(arguments)
-        return status
-    except (ArgumentError, UnknownArgumentError, PresetError) as error:
-        return _told(error, arguments, WRONG_ARGUMENTS)
-    except SourceNotFoundError as error:
-        return _told(error, arguments, FAILED if Path(arguments.source).exists() else WRONG_ARGUMENTS)
-    except (CytotableError, OSError) as error:
-        return _told(error, arguments, FAILED)
-    except KeyboardInterrupt:
-        print("Interrupted; what is done is kept, and the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        return _told(error, arguments, FAILED, unexpected=True)
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        before = signal.signal(signal.SIGINT, interrupt) if ours else None
+    except ValueError:  # not in the main thread, which alone is interrupted
+        before = None
+    try:
+        yield came
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupted() -> int:
+    print("Interrupted; what is done is kept, and the same command goes on from there.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _failed(error: Exception, arguments: argparse.Namespace) -> int:
+    match error:
+        case ArgumentError() | UnknownArgumentError() | PresetError():
+            return _told(error, arguments, WRONG_ARGUMENTS)
+        case SourceNotFoundError():
+            return _told(error, arguments, FAILED if Path(arguments.source).exists() else WRONG_ARGUMENTS)
+        case CytotableError() | OSError():
+            return _told(error, arguments, FAILED)
+    return _told(error, arguments, FAILED, unexpected=True)
 
 
 def _told(error: Exception, arguments: argparse.Namespace, status: int, unexpected: bool = False) -> int:

@@ -175,7 +175,7 @@ def join(
             _refuse_duplicates(con, keys, tables, alias)
         order = "ds, image_number, object_number, base" if sort else "base"
         query = _query(base, tables, steps, alias, tableless, unmatched)
-        rows = con.sql(f"{query} ORDER BY {order}").to_arrow_table()
+        rows = con.sql(f"SELECT *, cause = '' AS kept FROM ({query}) ORDER BY {order}").to_arrow_table()
     kept, dropped = _split(rows)
     positions = {base: _column(kept, "base")}
     positions |= {step.compartment: _column(kept, f"s{number}") for number, step in enumerate(steps)}
@@ -188,7 +188,7 @@ def join(
 
 def _split(rows: pa.Table) -> tuple[pa.Table, tuple[tuple[int, Cause, int], ...]]:
     """The rows that are kept, and how many of each dataset are dropped for which cause."""
-    kept = pc.equal(rows.column("cause"), "")
+    kept = rows.column("kept")  # told by DuckDB: comparing with a text here would have pyarrow import pandas
     if pc.all(kept, min_count=0).as_py():
         return rows, ()
     counts = rows.filter(pc.invert(kept)).group_by(["ds", "cause"]).aggregate([([], "count_all")])

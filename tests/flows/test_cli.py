@@ -450,3 +450,27 @@ def test_the_command_line_without_a_server_does_not_import_prefect(sites: Path, 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "0 False\n", done.stderr
+
+
+WRAPPED = """
+import os, signal, sys
+import pydantic
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from prefect_cytotable.flows import cli
+class Interrupted(pydantic.BaseModel):
+    @pydantic.model_serializer
+    def written(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+cli._plan = lambda arguments: Interrupted().model_dump_json()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
+def test_an_interruption_that_a_library_takes_for_an_error_is_one() -> None:
+    done = subprocess.run([sys.executable, "-c", WRAPPED, "plan", "x"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "Interrupted; what is done is kept, and the same command goes on from there.\n",
+    )
