@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +83,7 @@ def serving(folder: Path) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         clear(patch, "PREFECT_")
         patch.setenv("PREFECT_CYTOTABLE_HOME", state)
+        shutil.copytree(_with_tables(folder.parent), folder / "server")
         started = server.start(free_port(), home=folder / "server", timeout=SECONDS)
         try:
             with temporary_settings({PREFECT_API_URL: started.url, PREFECT_HOME: folder / "user"}):
@@ -89,6 +94,21 @@ def serving(folder: Path) -> Iterator[Served]:
             patch.setenv("PREFECT_CYTOTABLE_HOME", state)
             server.stop()
     assert _addresses() == before, "a server that has ended is still named"
+
+
+def _with_tables(base: Path) -> Path:
+    """A PREFECT_HOME whose database has its tables, made once for all test processes: it takes longer than the rest."""
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = shared / "prefect-with-tables"
+    with (shared / "prefect-with-tables.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            begun = shared / "prefect-begun"
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            environment = {**os.environ, "PREFECT_HOME": str(begun)}
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=SECONDS)
+            begun.rename(home)
+    return home
 
 
 def _addresses() -> tuple[str | None, str | None]:

@@ -25,7 +25,7 @@ from prefect_cytotable.tasks.core.errors import WorkerDiedError
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local server is for POSIX systems")
 
 
-@pytest.mark.parametrize("runner", ["concurrent", "process", "dask"])
+@pytest.mark.parametrize("runner", ["concurrent", "dask"])  # processes: below, where one is killed
 def test_a_flow_run_with_a_task_for_each_block(
     runner: str, here: Served, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
